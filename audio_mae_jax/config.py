@@ -1,0 +1,297 @@
+"""Every setting: its default, its unit and where the number comes from.
+
+A recipe in configs/ is a function `get_config()` that starts from `default()` --
+a `ConfigDict` with every field below -- and states what differs. Flags override
+single fields (`--config.mask.ratio=0.75`). `typed()` turns the result into the
+frozen dataclasses that all code reads; a field that does not exist is an error
+with a suggestion.
+
+Interchangeable parts (mask, decoder, source) are chosen by `name`. `select`
+hands a part the settings it takes and refuses a setting that it would ignore.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import typing
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontend:
+  """Waveform to normalised log-mel spectrogram, by Kaldi's convention."""
+  sample_rate_hz: int = 16000  # paper, appendix B
+  window_ms: float = 25.0  # paper, appendix B
+  hop_ms: float = 10.0  # paper, appendix B
+  num_mel_bins: int = 128  # F; paper, appendix B
+  low_hz: float = 20.0  # lower edge of the first filter; Kaldi's default
+  high_hz: float = 0.0  # upper edge of the last; <= 0 counts from Nyquist
+  window: str = 'hann'  # hann (released code), hamming, povey, rectangular
+  preemphasis: float = 0.97  # 0 switches it off; Kaldi's default
+  remove_dc_offset: bool = True  # subtract each frame's mean; Kaldi's default
+  floor: float = 1.1920928955078125e-07  # under the logarithm: float32 epsilon
+  transform: str = 'auto'  # auto (by backend), fft, matmul
+  num_frames: int = 1024  # T: frames are padded with zeros or cut to this many
+  mean: float = -4.2677393  # of log-mel over AudioSet; paper, table 3
+  std: float = 4.5689974  # idem; features are (x - mean) / (2 std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """Waveform augmentation in the train step (paper, section 4.3 and table 3)."""
+  roll: bool = True  # cyclic shift by a uniform number of samples
+  gain_concentration: float = 10.0  # gain = Beta(c, c) + 0.5; 0 switches it off
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+  """How the spectrogram is cut; all pairs are (time, frequency)."""
+  size: tuple[int, int] = (16, 16)  # frames, mel bins; paper, section 4.2
+  stride: tuple[int, int] = (0, 0)  # 0: equal to size; (10, 10) overlaps
+  positions: str = 'time_freq'  # or 'released': the released weights' table
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """What the encoder does not see. Only the fields of strategy `name` apply."""
+  name: str = 'unstructured'  # a key of masking.STRATEGIES
+  ratio: float = 0.8  # share of patches removed; paper, figure 4
+  time_ratio: float = 0.7  # share of time steps removed (time, time_freq)
+  freq_ratio: float = 0.3  # share of mel bands removed (freq, time_freq)
+  block: tuple[int, int] = (5, 5)  # patches per block (block, inverse_block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """Vision transformer. A zero takes the variant's value."""
+  variant: str = 'B'  # a key of models.encoder.VARIANTS
+  width: int = 0  # D
+  depth: int = 0  # blocks
+  heads: int = 0  # H
+  mlp_ratio: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """What turns visible tokens into patches. Only `name`'s own fields apply."""
+  name: str = 'local'  # a key of models.decoder.DECODERS
+  width: int = 512  # paper, table 1e
+  depth: int = 16  # blocks: local 16, global 8, hybrid 8 local; paper, table 1c
+  global_depth: int = 4  # global blocks on top (hybrid); paper, table 1c
+  heads: int = 16
+  mlp_ratio: float = 4.0
+  window: tuple[int, int] = (4, 4)  # patches per attention window
+  shift: tuple[int, int] = (2, 0)  # of every second block; the paper draws (2, 2)
+  bias_dropout: float = 0.1  # in the relative-position network, as released
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  encoder: Encoder = Encoder()
+  decoder: Decoder = Decoder()
+  dtype: str = 'float32'  # of activations and products: float32 or bfloat16
+  remat: str = 'none'  # recompute in the backward pass: none, dots, full
+  scan_layers: bool = False  # one compiled block for all layers of a stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """Weighted sum of the two losses of the paper's table 5."""
+  reconstruction: float = 1.0  # weight of the mean squared error
+  contrastive: float = 0.0  # weight of InfoNCE; the paper's best sum has 0.2
+  normalize_patches: bool = True  # targets to zero mean, unit variance each
+  temperature: float = 1.0  # of InfoNCE; the paper's formula has none
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where clips come from. Only the fields that source `name` takes apply."""
+  name: str = ''  # a key of data.sources.SOURCES; empty: no such data
+  path: str = ''  # folder, or manifest file; relative paths start at data.root
+  split: str = ''  # rows of a manifest, or a TFDS split, to use; empty: all
+  labels_csv: str = ''  # class_labels_indices.csv of an AST-style JSON
+  dataset: str = ''  # TFDS builder, e.g. 'speech_commands'
+  segment_s: float = 0.0  # cut long recordings into clips of this; 0: one clip
+  num_clips: int = 1024  # synthetic
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  root: str = ''  # folder that relative paths start at; or $AUDIO_MAE_DATA
+  train: Source = Source()
+  valid: Source = Source()
+  clip_s: float = 10.0  # seconds of waveform per clip
+  crop: str = 'cyclic'  # random, cyclic (wraps, fills short clips), start
+  resample: str = 'soxr_hq'  # to sample_rate_hz; 'error' refuses other rates
+  on_bad: str = 'skip'  # unreadable, empty, truncated, NaN audio: skip or stop
+  max_bad_fraction: float = 0.02  # of the files; above it the run stops
+  num_threads: int = 0  # decoding; 0: one per core, at most 16
+  prefetch_batches: int = 2  # ready on the device ahead of the step
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """AdamW with warm-up and half-cosine decay (paper, table 3)."""
+  base_lr: float = 2e-4  # lr = base_lr * batch_size / 256
+  min_lr: float = 1e-6
+  warmup_epochs: float = 3.0
+  weight_decay: float = 1e-4
+  decay_excluded: tuple[str, ...] = (r'.*/bias', r'.*/scale', r'.*/tau')
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  clip_norm: float = 0.0  # global gradient norm; 0: no clipping
+  accumulate: int = 1  # micro-batches per step
+  ema_decay: float = 0.0  # of an averaged copy of the weights; 0: no copy
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  batch_size: int = 512  # clips per step over all devices
+  epochs: float = 32.0
+  steps: int = 0  # total; 0: epochs * steps per epoch
+  seed: int = 0  # of weights, masks, augmentation and data order
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices by axis; -1 takes what is left."""
+  data: int = -1  # each holds a copy of the parameters
+  fsdp: int = 1  # parameters and optimizer state are split over these
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  every_steps: int = 0  # 0: at the end of each epoch
+  keep: int = 3  # newest ones kept
+  keep_every_steps: int = 0  # and each multiple of this for good; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+  every_steps: int = 50
+  eval_every_steps: int = 0  # 0: at the end of each epoch
+  picture_every_steps: int = 0  # 0: at the end of each epoch; -1: never
+  progress: bool = True  # bar on the terminal
+  tensorboard: bool = True
+  wandb_project: str = ''  # Weights & Biases, when named
+  profile_start: int = -1  # first step of the profiler's window; -1: none
+  profile_steps: int = 5
+  peak_tflops: float = 0.0  # of one device; 0: from the table in flops.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  name: str = ''  # of the run; empty: the config file's
+  task: str = 'pretrain'  # a key of tasks.TASKS
+  workdir: str = ''  # empty: runs/NAME
+  frontend: Frontend = Frontend()
+  augment: Augment = Augment()
+  patch: Patch = Patch()
+  mask: Mask = Mask()
+  model: Model = Model()
+  objective: Objective = Objective()
+  data: Data = Data()
+  optimizer: Optimizer = Optimizer()
+  train: Train = Train()
+  mesh: Mesh = Mesh()
+  checkpoint: Checkpoint = Checkpoint()
+  log: Log = Log()
+
+
+def default() -> ml_collections.ConfigDict:
+  """A `ConfigDict` of every field at its default, for recipes to change."""
+  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def typed(config: ml_collections.ConfigDict | dict) -> Config:
+  """The frozen form of `config`; raises ValueError on an unknown field or type."""
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.copy_and_resolve_references().to_dict()
+  return _build(Config, config, 'config')
+
+
+def _build(cls, values, where):
+  if not isinstance(values, dict):
+    raise ValueError(f'{where} takes a group of settings, not {values!r}.')
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for name in values:
+    if name not in fields:
+      raise ValueError(_unknown(f'{where}.{name}', name, 'a setting', fields))
+  hints = typing.get_type_hints(cls)
+  return cls(**{
+      name: _convert(value, hints[name], f'{where}.{name}')
+      for name, value in values.items()})
+
+
+def _convert(value, hint, where):
+  """`value` as `hint`; a widening (1 -> 1.0, list -> tuple) is not an error."""
+  if dataclasses.is_dataclass(hint):
+    return _build(hint, value, where)
+  if typing.get_origin(hint) is tuple:
+    inner = typing.get_args(hint)
+    if not isinstance(value, (list, tuple)):
+      raise ValueError(f'{where} takes a tuple, got {value!r}.')
+    if inner[-1] is Ellipsis:
+      inner = (inner[0],) * len(value)
+    if len(value) != len(inner):
+      raise ValueError(f'{where} takes {len(inner)} values, got {value!r}.')
+    return tuple(_convert(v, h, where) for v, h in zip(value, inner))
+  if hint is float and type(value) is int:
+    return float(value)
+  if type(value) is not hint:
+    raise ValueError(
+        f'{where} takes {hint.__name__}, got {value!r} '
+        f'({type(value).__name__}).')
+  return value
+
+
+def _unknown(where, name, what, known):
+  near = difflib.get_close_matches(name, list(known), n=1)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  return f'{where} is not {what}.{hint} Known: {", ".join(known)}.'
+
+
+def lookup(table: dict, name: str, where: str):
+  """`table[name]`, or a ValueError that lists what the table has."""
+  if name not in table:
+    raise ValueError(_unknown(f'{where}={name!r}', name, 'known', table))
+  return table[name]
+
+
+def select(table: dict, settings, where: str) -> tuple[typing.Callable, dict]:
+  """The part of `table` that `settings.name` names, and the keywords it takes.
+
+  Keywords are the fields of the dataclass `settings` that the part's signature
+  lists. A field that the part does not take must keep its default: a number
+  that changes nothing is a mistake worth stopping for.
+  """
+  part = lookup(table, settings.name, f'{where}.name')
+  takes = inspect.signature(part).parameters
+  keywords = {}
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if field.name in takes and field.name != 'name':
+      keywords[field.name] = value
+    elif field.name != 'name' and value != field.default:
+      own = [f.name for f in dataclasses.fields(settings)
+             if f.name in takes and f.name != 'name']
+      raise ValueError(
+          f'{where}.{field.name}={value!r} has no effect with '
+          f'{where}.name={settings.name!r}, which takes '
+          f'{", ".join(own) or "no settings"}. Leave it at {field.default!r}.')
+  return part, keywords
+
+
+def differences(old: dict, new: dict, prefix='') -> list[tuple[str, object, object]]:
+  """`(field, old, new)` for every leaf in which two nested dicts differ."""
+  found = []
+  for name in sorted(set(old) | set(new)):
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      found += differences(a, b, f'{prefix}{name}.')
+    elif (list(a) if isinstance(a, tuple) else a) != (
+        list(b) if isinstance(b, tuple) else b):
+      found.append((prefix + name, a, b))
+  return found
