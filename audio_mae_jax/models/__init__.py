@@ -1,0 +1,1 @@
+"""Flax modules. They know nothing of losses, masks' origin, data or devices."""

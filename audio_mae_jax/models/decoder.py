@@ -1,0 +1,108 @@
+"""Decoders: from the visible tokens to features of every patch.
+
+Contract: `(x [B, 1 + K, D], grid, restore_ids [B, N], train=) -> [B, N, W]`,
+with W the decoder's width; the heads that predict pixels from these features
+are in `mae.py`. Fields of each class that are fields of `config.Decoder` are
+its settings; the paper compares the three in table 1c.
+"""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import patches as patches_lib
+from audio_mae_jax.models import encoder as encoder_lib
+from audio_mae_jax.models import layers
+from audio_mae_jax.models import window as window_lib
+
+
+class Tokens(nn.Module):
+  """[B, 1 + K, D] -> [B, 1 + N, W]: mask tokens put in place, positions added."""
+  width: int
+  positions: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, grid, restore_ids):
+    x = layers.dense(self.width, self.dtype, 'embed')(x)
+    token = self.param('mask_token', layers.TOKEN, (self.width,))
+    b, n = restore_ids.shape
+    missing = jnp.broadcast_to(
+        token.astype(self.dtype), (b, n + 1 - x.shape[1], self.width))
+    patches = jnp.concatenate([x[:, 1:], missing], axis=1)
+    patches = jnp.take_along_axis(patches, restore_ids[..., None], axis=1)
+    x = jnp.concatenate([x[:, :1], patches], axis=1)
+    table = patches_lib.position_table(grid, self.width, self.positions)
+    return x + jnp.asarray(table, self.dtype)
+
+
+class _Decoder(nn.Module):
+  """What all decoders share; `blocks` is what tells them apart."""
+  width: int
+  depth: int
+  heads: int
+  mlp_ratio: float
+  positions: str
+  dtype: jnp.dtype
+  scan: bool = False
+  remat: str = 'none'
+
+  @nn.compact
+  def __call__(self, x, grid, restore_ids, *, train=False):
+    x = Tokens(self.width, self.positions, self.dtype, name='tokens')(
+        x, grid, restore_ids)
+    x = self.blocks(x, grid, train)
+    return layers.layer_norm(self.dtype, 'norm')(x)
+
+  def stack(self, name, depth, blocks, period=1):
+    return layers.Stack(
+        blocks, depth, period, scan=self.scan, remat=self.remat, name=name)
+
+  def global_stack(self, name, depth):
+    return self.stack(name, depth, lambda i: layers.Block(
+        self.heads, self.mlp_ratio, self.dtype, parent=None))
+
+
+class Global(_Decoder):
+  """Plain transformer blocks; the class token takes part until the end."""
+
+  def blocks(self, x, grid, train):
+    return self.global_stack('blocks', self.depth)(x, train)[:, 1:]
+
+
+class Local(_Decoder):
+  """Attention in windows, every second block's shifted; no class token."""
+  window: tuple[int, int] = (4, 4)
+  shift: tuple[int, int] = (2, 0)
+  bias_dropout: float = 0.1
+
+  def blocks(self, x, grid, train):
+    return self.local_stack('blocks', grid)(x[:, 1:], train)
+
+  def local_stack(self, name, grid):
+    return self.stack(name, self.depth, lambda i: window_lib.WindowBlock(
+        grid, self.window, self.shift if i % 2 else (0, 0), self.heads,
+        self.mlp_ratio, self.bias_dropout, self.dtype, parent=None), period=2)
+
+
+class Hybrid(Local):
+  """Local blocks with `global_depth` global ones on top (the paper's Hwin)."""
+  global_depth: int = 4
+
+  def blocks(self, x, grid, train):
+    x = self.local_stack('local', grid)(x[:, 1:], train)
+    return self.global_stack('global', self.global_depth)(x, train)
+
+
+DECODERS = {'global': Global, 'local': Local, 'hybrid': Hybrid}
+
+
+def make(model: config_lib.Model, positions: str) -> nn.Module:
+  """The decoder that `model.decoder` describes."""
+  decoder, settings = config_lib.select(
+      DECODERS, model.decoder, 'model.decoder')
+  encoder_lib.check_heads(
+      settings['width'], settings['heads'], 'model.decoder')
+  return decoder(
+      **settings, positions=positions, dtype=jnp.dtype(model.dtype),
+      scan=model.scan_layers, remat=model.remat)

@@ -1,0 +1,75 @@
+"""Vision transformer over the patches that are kept."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import patches as patches_lib
+from audio_mae_jax.models import layers
+
+VARIANTS = {  # width D, blocks, heads H
+    'Ti': (192, 12, 3),
+    'S': (384, 12, 6),
+    'B': (768, 12, 12),
+    'L': (1024, 24, 16),
+    'H': (1280, 32, 16),
+}
+
+
+def sizes(encoder: config_lib.Encoder) -> tuple[int, int, int]:
+  """(width, depth, heads): the variant's, or what `encoder` says instead."""
+  table = config_lib.lookup(VARIANTS, encoder.variant, 'model.encoder.variant')
+  width, depth, heads = (
+      own or value for own, value in
+      zip((encoder.width, encoder.depth, encoder.heads), table))
+  check_heads(width, heads, 'model.encoder')
+  return width, depth, heads
+
+
+def check_heads(width: int, heads: int, where: str):
+  if width % heads or width % 4:
+    raise ValueError(
+        f'{where}.width={width} is not a multiple of heads={heads} and of 4; '
+        'attention splits it into heads, positions into 4 parts.')
+
+
+class Encoder(nn.Module):
+  """[B, N, P] -> [B, 1 + K, D]: the class token, then the kept patches.
+
+  Pixels are gathered before they are embedded: the result is the same and, at
+  the paper's ratio, four fifths of the embedding are never computed.
+  """
+  width: int
+  depth: int
+  heads: int
+  mlp_ratio: float
+  positions: str  # a key of patches.POSITIONS
+  dtype: jnp.dtype
+  scan: bool = False
+  remat: str = 'none'
+
+  @nn.compact
+  def __call__(self, patches, grid, keep_ids=None, *, train=False):
+    """`keep_ids` int32 [B, K], or None to encode all N patches."""
+    table = patches_lib.position_table(grid, self.width, self.positions)
+    places = jnp.asarray(table[1:])[None]
+    if keep_ids is not None:
+      patches = jnp.take_along_axis(patches, keep_ids[..., None], axis=1)
+      places = places[0][keep_ids]
+    # The released code leaves this bias at torch's default for a convolution.
+    bound = patches.shape[-1] ** -0.5
+    embed = layers.dense(
+        self.width, self.dtype, 'patch_embed',
+        bias_init=lambda rng, shape, dtype=jnp.float32: jax.random.uniform(
+            rng, shape, dtype, -bound, bound))
+    x = embed(patches) + places.astype(self.dtype)
+    token = self.param('cls_token', layers.TOKEN, (self.width,))
+    token = jnp.broadcast_to(  # its position is zero
+        token.astype(self.dtype), (x.shape[0], 1, self.width))
+    x = jnp.concatenate([token, x], axis=1)
+    x = layers.Stack(
+        lambda i: layers.Block(
+            self.heads, self.mlp_ratio, self.dtype, parent=None),
+        self.depth, scan=self.scan, remat=self.remat, name='blocks')(x, train)
+    return layers.layer_norm(self.dtype, 'norm')(x)

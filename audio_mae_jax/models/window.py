@@ -1,0 +1,151 @@
+"""Local attention for the decoder: shifted windows over the grid of patches.
+
+As released (an early form of Swin v2: timm_patch/swin_transformer.py): cosine
+attention with a temperature per head, a bias from a small network over
+log-spaced relative positions, and normalisation after each branch.
+"""
+
+import functools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audio_mae_jax.models import layers
+
+
+def fit_window(grid, window, shift):
+  """Window and shift that suit `grid`: no larger, and unshifted when it fills it."""
+  return (tuple(min(w, g) for w, g in zip(window, grid)),
+          tuple(s if w < g else 0 for s, w, g in zip(shift, window, grid)))
+
+
+def partition(x, window):
+  """[B, gt, gf, D] -> [B, windows, patches, D], both in raster order."""
+  b, gt, gf, d = x.shape
+  wt, wf = window
+  x = x.reshape(b, gt // wt, wt, gf // wf, wf, d).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, (gt // wt) * (gf // wf), wt * wf, d)
+
+
+def merge(x, grid, window):
+  """[B, windows, patches, D] -> [B, gt, gf, D]; the inverse of `partition`."""
+  b, d = x.shape[0], x.shape[-1]
+  (gt, gf), (wt, wf) = grid, window
+  x = x.reshape(b, gt // wt, gf // wf, wt, wf, d).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, gt, gf, d)
+
+
+@functools.lru_cache(maxsize=32)
+def log_offsets(window) -> np.ndarray:
+  """float32 [L * L, 2]: sign(d) ln(1 + |d|) of each pair's (time, freq) offset."""
+  at = np.stack(np.meshgrid(*map(np.arange, window), indexing='ij'), -1)
+  at = at.reshape(-1, 2)
+  offset = (at[:, None] - at[None]).reshape(-1, 2).astype(np.float64)
+  return (np.sign(offset) * np.log1p(np.abs(offset))).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=32)
+def shift_mask(grid, window, shift) -> np.ndarray | None:
+  """float32 [windows, L, L]: -100 between patches that only the shift joins.
+
+  The shift is cyclic, so that windows at the far edge hold patches from both
+  ends of the grid; those must not see each other. None without a shift.
+  """
+  if not any(shift):
+    return None
+  region = np.zeros((1, *grid, 1), np.int64)
+  for axis, (g, w, s) in enumerate(zip(grid, window, shift)):
+    place = np.arange(g)
+    part = (place >= g - w).astype(np.int64) + (place >= g - s) if s else 0 * place
+    region = region * 3 + part.reshape([-1 if a == axis + 1 else 1
+                                        for a in range(4)])
+  label = np.asarray(partition(region, window))[0, :, :, 0]
+  return np.where(label[:, :, None] == label[:, None, :], 0.0, -100.0).astype(
+      np.float32)
+
+
+class RelativeBias(nn.Module):
+  """[L * L, 2] -> [H, L, L]: what to add to the attention of each pair."""
+  heads: int
+  dropout: float  # 0.1 in the released code, and active in its pre-training
+
+  @nn.compact
+  def __call__(self, offsets, train: bool):
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    h = drop(nn.relu(layers.dense(384, jnp.float32, 'fc1')(offsets)))
+    h = drop(layers.dense(self.heads, jnp.float32, 'fc2')(h))
+    side = int(offsets.shape[0] ** 0.5)
+    return h.T.reshape(self.heads, side, side)
+
+
+class WindowAttention(nn.Module):
+  """Cosine attention inside each window, [B, W, L, D] -> [B, W, L, D]."""
+  heads: int
+  window: tuple[int, int]
+  bias_dropout: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, mask, train: bool):
+    q, k, v = layers.split_heads(
+        layers.dense(3 * x.shape[-1], self.dtype, 'qkv')(x), self.heads)
+    length = lambda y: jnp.linalg.norm(y.astype(jnp.float32), axis=-1)
+    # [B, W, H, Lq, Lk]; the reference clamps the product of lengths, not each.
+    lengths = jnp.einsum('bwqh,bwkh->bwhqk', length(q), length(k))
+    logits = jnp.einsum(
+        'bwqhd,bwkhd->bwhqk', q, k, preferred_element_type=jnp.float32)
+    tau = self.param('tau', nn.initializers.ones, (self.heads,))
+    logits /= jnp.maximum(lengths, 1e-6)
+    logits /= jnp.maximum(tau, 0.01)[:, None, None]
+    logits += RelativeBias(self.heads, self.bias_dropout, name='bias')(
+        log_offsets(self.window), train)
+    if mask is not None:
+      logits += mask[:, None]
+    weights = jax.nn.softmax(logits).astype(self.dtype)
+    out = jnp.einsum('bwhqk,bwkhd->bwqhd', weights, v).reshape(x.shape)
+    return layers.dense(x.shape[-1], self.dtype, 'proj')(out)
+
+
+class WindowBlock(nn.Module):
+  """Attention in shifted windows, then an MLP, [B, N, D] -> [B, N, D].
+
+  A grid that the window does not divide is continued by its last row or column
+  and cut again (the released code does so for its 101 overlapping patches).
+  """
+  grid: tuple[int, int]
+  window: tuple[int, int]
+  shift: tuple[int, int]
+  heads: int
+  mlp_ratio: float
+  bias_dropout: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    h = WindowAttention(
+        self.heads, fit_window(self.grid, self.window, self.shift)[0],
+        self.bias_dropout, self.dtype, name='attn')
+    x = x + layers.layer_norm(self.dtype, 'norm1')(self.attend(h, x, train))
+    mlp = layers.Mlp(
+        int(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')
+    return x + layers.layer_norm(self.dtype, 'norm2')(mlp(x))
+
+  def attend(self, attention, x, train):
+    """`attention` over the windows of the shifted grid, [B, N, D] -> same."""
+    (gt, gf), (b, _, d) = self.grid, x.shape
+    window, shift = fit_window(self.grid, self.window, self.shift)
+    y = x.reshape(b, gt, gf, d)
+    rest = tuple(-g % w for g, w in zip(self.grid, window))
+    if any(rest):
+      y = jnp.pad(y, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)), mode='edge')
+    padded = y.shape[1:3]
+    if any(shift):
+      y = jnp.roll(y, (-shift[0], -shift[1]), axis=(1, 2))
+    y = attention(
+        partition(y, window), shift_mask(padded, window, shift), train)
+    y = merge(y, padded, window)
+    if any(shift):
+      y = jnp.roll(y, shift, axis=(1, 2))
+    return y[:, :gt, :gf].reshape(x.shape)
