@@ -1,0 +1,193 @@
+"""Checkpoints: {state, position, config}, written by Orbax in the background.
+
+What happens when a run starts again in the same work directory:
+1. The newest checkpoint is read. What a killed run had not finished writing is
+   not a checkpoint (Orbax renames a folder when it is whole), and is removed.
+2. Its configuration and data are compared with the present ones: fields that
+   change the result must agree.
+3. Its arrays are read onto the present mesh, whatever mesh wrote them, and
+   their fingerprint is compared with the one taken before they were written.
+4. If 2 finds a damaged file or 3 a difference, the checkpoint before is tried;
+   the damaged one is moved to `damaged/`, never deleted.
+
+The position in the data is the step: the pipeline finds its place from it.
+"""
+
+import dataclasses
+import logging
+import re
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import trees
+
+_log = logging.getLogger(__name__)
+
+# Where, how fast and how often may change from one start to the next; these
+# decide what the result is, and may not.
+FREE = (r'name', r'workdir', r'mesh\..*', r'checkpoint\..*', r'log\..*',
+        r'data\.(root|num_threads|prefetch_batches|on_bad|max_bad_fraction)',
+        r'model\.(remat|scan_layers)')
+
+
+def fingerprint(tree) -> dict[str, int]:
+  """A checksum of each leaf's bits, by name; the same on every mesh."""
+  sums = _checksums(tree)
+  return {name: int(value) for name, value in
+          trees.flatten(jax.device_get(sums)).items()}
+
+
+@jax.jit
+def _checksums(tree):
+
+  def checksum(leaf):
+    words = (leaf.astype(jnp.uint32) if leaf.dtype.itemsize != 4 else
+             jax.lax.bitcast_convert_type(leaf, jnp.uint32))
+    # Each place has an odd weight of its own, so that neither a changed bit nor
+    # two exchanged numbers go unseen. Sums wrap, so their order is free.
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
+          jnp.uint32, leaf.shape, axis)
+    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+  return jax.tree.map(checksum, tree)
+
+
+class Checkpoints:
+  """The checkpoints of one work directory."""
+
+  def __init__(self, workdir, settings: config_lib.Checkpoint):
+    self._folder = epath.Path(workdir).resolve() / 'checkpoints'
+    self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=settings.keep,
+            keep_period=settings.keep_every_steps or None,
+            create=True, cleanup_tmp_directories=True,
+            enable_async_checkpointing=True))
+
+  def save(self, step: int, state, meta: dict):
+    """Starts to write; returns when `state` may be donated.
+
+    Saving a step twice does nothing: it would be the same bits.
+    """
+    if step in self._manager.all_steps():
+      return
+    meta = {**meta, 'fingerprint': fingerprint(state)}
+    self._manager.save(step, force=True, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+
+  def restore(self, target, meta: dict):
+    """The newest whole checkpoint as `(step, state)`, or None if there is none.
+
+    Args:
+      target: state of ShapeDtypeStructs with shardings.
+      meta: of the present run; `check_meta` compares it with the stored one.
+
+    Raises:
+      ValueError: settings differ, or there are checkpoints and none is whole.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    damaged = {}
+    for step in steps:
+      stored, reason = _try(lambda: self._manager.restore(
+          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta'])
+      if reason is None:
+        check_meta(stored, meta, self._folder)
+        state, reason = _try(lambda: self._read_state(step, target, stored))
+      if reason is None:
+        self._set_aside(damaged, step)
+        return step, state
+      damaged[step] = reason
+      _log.error('Checkpoint %s is damaged: %s', self._folder / str(step),
+                    reason)
+    if damaged:
+      raise ValueError(
+          f'None of the {len(damaged)} checkpoints in {self._folder} is whole: '
+          + '; '.join(f'{step}: {why}' for step, why in damaged.items())
+          + '. Restore one from a backup, or start again in another workdir.')
+    return None
+
+  def _read_state(self, step, target, meta):
+    state = self._manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(target)))['state']
+    now = fingerprint(state)
+    changed = [name for name, value in meta['fingerprint'].items()
+               if now.get(name) != value]
+    if changed:
+      raise ValueError(
+          f'{len(changed)} arrays are not what was saved, e.g. {changed[0]}')
+    return state
+
+  def _set_aside(self, damaged, step):
+    """Moves damaged checkpoints away, so that their steps can be saved again."""
+    if not damaged:
+      return
+    _log.warning(
+        'Falling back to checkpoint %d; %s moved to %s.', step,
+        sorted(damaged), self._folder.parent / 'damaged')
+    if jax.process_index() == 0:
+      aside = self._folder.parent / 'damaged'
+      aside.mkdir(parents=True, exist_ok=True)
+      for bad in damaged:
+        number = 0
+        while (aside / f'{bad}.{number}').exists():
+          number += 1
+        (self._folder / str(bad)).rename(aside / f'{bad}.{number}')
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('damaged')
+    self._manager.reload()
+
+  @property
+  def folder(self) -> epath.Path:
+    return self._folder
+
+  def latest(self) -> epath.Path | None:
+    step = self._manager.latest_step()
+    return None if step is None else self._folder / str(step)
+
+  def wait(self):
+    """Returns when what was begun is written."""
+    self._manager.wait_until_finished()
+
+  def close(self):
+    self._manager.close()  # waits, too
+
+
+def _try(read):
+  """`(read(), None)`, or `(None, reason)` when it fails in any way at all."""
+  try:
+    return read(), None
+  except Exception as error:  # pylint: disable=broad-except
+    # A damaged file can fail anywhere in three libraries.
+    text = ' '.join(str(error).split())
+    return None, f'{type(error).__name__}: {text[:300]}'
+
+
+def meta_of(config: config_lib.Config, data: dict) -> dict:
+  """What is stored beside the arrays; `data` says which clips there are."""
+  return {'config': dataclasses.asdict(config), 'data': data}
+
+
+def check_meta(stored: dict, present: dict, folder):
+  """Raises ValueError when a field that changes the result differs."""
+  changed = [
+      (name, old, new) for name, old, new in
+      config_lib.differences(stored['config'], present['config'])
+      if not any(re.fullmatch(free, name) for free in FREE)]
+  changed += [
+      (f'the data ({name})', old, new) for name, old, new in
+      config_lib.differences(stored['data'], present['data'])]
+  if changed:
+    lines = '\n'.join(f'  {name}: was {old!r}, is {new!r}'
+                      for name, old, new in changed)
+    raise ValueError(
+        f'The run in {folder.parent} was started with other settings:\n{lines}\n'
+        'Set them back to go on with it, or choose another --config.workdir to '
+        'start anew.')
