@@ -1,0 +1,1 @@
+"""From audio files to batches: sources, decoding, the pipeline, bad files."""

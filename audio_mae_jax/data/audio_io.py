@@ -1,0 +1,238 @@
+"""One clip of mono float32 samples from a file, bytes or an array.
+
+Only the part of a file that the clip needs is read and resampled, with enough
+context on both sides that the samples are those of the whole file resampled.
+
+`BadAudio` says why a clip cannot be used: its file is missing, unreadable,
+empty, truncated (its header promises more than it holds), shorter than
+`min_samples`, or the clip has NaN, infinite or absurdly large samples. What is
+never read is never judged: another crop of the same file may be good.
+"""
+
+import io
+import math
+import os
+import re
+
+import numpy as np
+import soundfile
+import soxr
+
+from audio_mae_jax import config
+
+# soxr's longest filter, in samples at the model's rate, with room to spare.
+_CONTEXT = 512
+# Full scale is 1. Far above it lie integers stored as floats, or garbage.
+_MAX_PEAK = 100.0
+# libsndfile shortens a cut WAV or AIFF silently, but notes it in its log.
+_PROMISED = re.compile(r'^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)', re.M)
+# Sizes from here up are what a writer leaves that cannot know the length.
+_STREAMED_BYTES = 0x7FFFF000
+# Some writers count the header in; that is no truncation.
+_HEADER_BYTES = 128
+# Of a stored integer; TFDS holds 16-bit samples as int64.
+_FULL_SCALE = {'int8': 2**7, 'int16': 2**15, 'int32': 2**31, 'int64': 2**15}
+
+
+class BadAudio(Exception):
+  """The clip cannot be used; the message is the reason, in a few words."""
+
+
+class WrongRate(ValueError):
+  """A file's rate differs from the model's and may not be converted."""
+
+
+def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
+         rng: np.random.Generator, resample: str = 'soxr_hq',
+         min_samples: int = 1) -> np.ndarray:
+  """The clip [<= num_samples] of `item` at `sample_rate_hz`, mean of channels.
+
+  `item` is an element of a source: 'audio' is a path, the bytes of a file, or
+  an array [n] or [n, channels] sampled at 'sample_rate_hz'; 'start_s' and
+  'duration_s' (None: to the end) say which part of it may be used. The result
+  depends on the arguments and the state of `rng` alone.
+  """
+  take = config.lookup(CROPS, crop, 'config.data.crop')
+  config.lookup(RESAMPLERS, resample, 'config.data.resample')
+  with _open(item) as recording:
+    rate = recording.rate_hz
+    if rate != sample_rate_hz and resample == 'error':
+      raise WrongRate(
+          f'{item["id"]} is sampled at {rate} Hz, the model at '
+          f'config.frontend.sample_rate_hz={sample_rate_hz}, and '
+          "config.data.resample='error' refuses to convert. Set "
+          "config.data.resample='soxr_hq', or the sample rate of the files.")
+    window = _Window(recording, item, sample_rate_hz, RESAMPLERS[resample])
+    if window.num_samples < max(min_samples, 1):
+      raise BadAudio(
+          'empty' if not window.num_samples else
+          f'too short: {window.num_samples / sample_rate_hz:.4f} s, the model '
+          f'needs {min_samples / sample_rate_hz:.4f} s')
+    return take(window, num_samples, rng)
+
+
+class _Window:
+  """The usable part of a recording, by index at the model's rate."""
+
+  def __init__(self, recording, item, rate_hz, quality):
+    self._recording = recording
+    self._rate_hz = rate_hz
+    self._quality = quality
+    start = round(item.get('start_s', 0.0) * recording.rate_hz)
+    stop = recording.num_frames
+    if stop and start >= stop:
+      raise BadAudio(f'ends at {stop / recording.rate_hz:.3f} s, before the '
+                     f'start of the clip at {item["start_s"]:.3f} s')
+    if item.get('duration_s') is not None:
+      stop = min(
+          stop, start + round(item['duration_s'] * recording.rate_hz))
+    self._start, self._stop = start, stop
+    self.num_samples = max(stop - start, 0) * rate_hz // recording.rate_hz
+
+  def read(self, start, stop):
+    """Samples start..stop of the window, float32."""
+    source, target = self._recording.rate_hz, self._rate_hz
+    if source == target:
+      return self._frames(self._start + start, self._start + stop)
+    # A block that starts at a multiple of `period` frames has its samples
+    # where resampling the whole window would put them.
+    divisor = math.gcd(source, target)
+    period = source // divisor
+    block = max(start - _CONTEXT, 0) * source // target // period
+    first = self._start + block * period
+    last = min(-(-(stop + _CONTEXT) * source // target) + self._start,
+               self._stop)
+    samples = soxr.resample(
+        self._frames(first, last), source, target, quality=self._quality)
+    offset = start - block * (target // divisor)
+    return samples[offset:offset + stop - start]
+
+  def _frames(self, start, stop):
+    frames = self._recording.read(start, stop)
+    if len(frames) < stop - start:
+      raise BadAudio(
+          f'truncated: {start + len(frames)} of {self._recording.num_frames} '
+          'frames')
+    samples = frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0]
+    peak = np.abs(samples).max(initial=0.0)
+    if not np.isfinite(peak):
+      raise BadAudio('NaN or infinite samples')
+    if peak > _MAX_PEAK:
+      raise BadAudio(f'samples up to {peak:.3g}, where full scale is 1')
+    return samples
+
+
+def _open(item):
+  audio = item['audio']
+  if isinstance(audio, (str, os.PathLike, bytes)):
+    return _File(audio)
+  return _Array(np.asarray(audio), item['sample_rate_hz'])
+
+
+class _File:
+  """An audio file, opened; its frames as float32 [n, channels]."""
+
+  def __init__(self, audio):
+    if not isinstance(audio, bytes):
+      if not os.path.isfile(audio):
+        raise BadAudio('no such file')
+      if not os.path.getsize(audio):
+        raise BadAudio('empty')
+    try:
+      self._file = soundfile.SoundFile(
+          io.BytesIO(audio) if isinstance(audio, bytes) else audio)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+      raise BadAudio(f'unreadable: {_reason(error)}') from error
+    self.rate_hz = self._file.samplerate
+    self.num_frames = self._file.frames
+
+  def __enter__(self):
+    try:
+      self._check()
+    except BadAudio:
+      self._file.close()
+      raise
+    return self
+
+  def __exit__(self, *_):
+    self._file.close()
+
+  def _check(self):
+    if self.num_frames > 2**62:
+      raise BadAudio('its header does not say how long it is; encode it again')
+    for match in _PROMISED.finditer(self._file.extra_info):
+      promised, held = map(int, match.groups())
+      if held + _HEADER_BYTES < promised < _STREAMED_BYTES:
+        raise BadAudio(f'truncated: {held} of {promised} bytes')
+
+  def read(self, start, stop):
+    try:
+      if start != self._file.tell():
+        self._file.seek(start)
+      return self._file.read(stop - start, dtype='float32', always_2d=True)
+    except (OSError, RuntimeError, ValueError) as error:
+      raise BadAudio(f'damaged or truncated between {start / self.rate_hz:.1f} '
+                     f'and {stop / self.rate_hz:.1f} s: {_reason(error)}'
+                     ) from error
+
+
+class _Array:
+  """Samples in memory, with the interface of `_File`."""
+
+  def __init__(self, samples, rate_hz):
+    if samples.dtype.kind == 'i':
+      scale = _FULL_SCALE[samples.dtype.name]
+    elif samples.dtype.kind == 'f':
+      scale = 1
+    else:
+      raise BadAudio(f'samples of type {samples.dtype}')
+    self._samples = samples if samples.ndim == 2 else samples.reshape(-1, 1)
+    self._scale = np.float32(scale)
+    self.rate_hz = int(rate_hz)
+    self.num_frames = len(self._samples)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def read(self, start, stop):
+    return self._samples[start:stop].astype(np.float32) / self._scale
+
+
+def _reason(error):
+  # soundfile's own message repeats the path, which the report names already.
+  text = getattr(error, 'error_string', '') or str(error)
+  return ' '.join(text.removeprefix('Error : ').split()).rstrip('.')
+
+
+def _start(window, num_samples, rng):
+  """The first samples; a shorter window is returned whole."""
+  del rng
+  return window.read(0, min(num_samples, window.num_samples))
+
+
+def _random(window, num_samples, rng):
+  """From a uniform start that fits; a shorter window is returned whole."""
+  start = int(rng.integers(max(window.num_samples - num_samples, 0) + 1))
+  return window.read(start, min(start + num_samples, window.num_samples))
+
+
+def _cyclic(window, num_samples, rng):
+  """From a uniform start, going on at the beginning when the end is reached."""
+  total = window.num_samples
+  start = int(rng.integers(total))
+  stop = start + num_samples
+  if stop <= total:
+    return window.read(start, stop)
+  if num_samples <= total:
+    return np.concatenate(
+        [window.read(start, total), window.read(0, stop - total)])
+  return window.read(0, total)[np.arange(start, stop) % total]
+
+
+CROPS = {'random': _random, 'cyclic': _cyclic, 'start': _start}
+
+# soxr's names of its qualities; 'error' converts nothing.
+RESAMPLERS = {'soxr_hq': 'HQ', 'soxr_vhq': 'VHQ', 'error': None}

@@ -1,0 +1,223 @@
+"""Batches of clips: shuffled, decoded in threads, the same for every layout.
+
+Training runs through positions 0, 1, 2, ... Position q is the clip that Grain's
+shuffle, seeded by the run and by the epoch q // len(source), puts there; its
+crop is drawn from (seed, q). Row r of the batch of step s is position
+s * B + r, and process p of P decodes rows p * B / P up to (p + 1) * B / P. So a
+batch is a function of (source, seed, step) alone: it does not depend on the
+process count, and a run resumes at a step without reading what came before. The
+step is the whole data position. Grain's own iterator state would not do: it can
+only be restored with the number of processes and workers that wrote it.
+
+Epochs go over batch boundaries: each clip comes exactly once per len(source)
+positions, and no clip is dropped.
+
+A clip that cannot be used gives its place to others, tried in an order that
+(seed, q) determines. What an earlier step found bad is tried again, so that a
+resumed run, which does not remember it, makes the same batches.
+
+Decoding takes threads, not processes: libsndfile and soxr release the
+interpreter lock, and worker processes would import JAX again, need pickled
+sources, and lose the report of bad files.
+"""
+
+import collections
+import functools
+import math
+import os
+import sys
+
+import grain
+import jax
+import numpy as np
+
+from audio_mae_jax import config
+from audio_mae_jax import frontend
+from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import files
+from audio_mae_jax.data import report as report_lib
+
+_MAX_THREADS = 16
+_MAX_TRIES = 1000  # clips in a row that may fail before the run gives up
+_NO_CLIP = -1  # index of a row that only pads the last batch
+
+
+def steps_per_epoch(source: files.Source, batch_size: int) -> int:
+  """Whole batches in the source; at least 1."""
+  return max(1, len(source) // batch_size)
+
+
+def clip_samples(cfg: config.Config) -> int:
+  """S, the samples per clip at the model's rate."""
+  num_samples = round(cfg.data.clip_s * cfg.frontend.sample_rate_hz)
+  if num_samples < frontend.min_samples(cfg.frontend):
+    raise ValueError(
+        f'config.data.clip_s={cfg.data.clip_s} at config.frontend.'
+        f'sample_rate_hz={cfg.frontend.sample_rate_hz} makes {num_samples} '
+        'samples per clip, less than one analysis window '
+        f'({frontend.min_samples(cfg.frontend)}).')
+  return num_samples
+
+
+def train_batches(source: files.Source, cfg: config.Config, *,
+                  start_step: int = 0, process_index: int = 0,
+                  process_count: int = 1, report: report_lib.BadFiles):
+  """This process' rows of the batches of steps `start_step` and on, for ever.
+
+  Yields dicts of 'audio' float32 [B / P, S], 'num_samples' int32 [B / P],
+  'index' int32 [B / P] and 'valid' float32 [B / P], all ones. Close the
+  generator to stop its threads.
+  """
+  clips = _Clips(source, cfg, cfg.data.crop, report)
+  rows = _local_rows(cfg, process_index, process_count)
+  seed = cfg.train.seed
+  if not 0 <= seed < 2**32:
+    raise ValueError(f'config.train.seed={seed}; it takes 0 to 2**32 - 1.')
+  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+  order[0]  # Grain sets a dataset up at its first use, not safely in threads
+
+  def row(i):
+    step, r = divmod(i, len(rows))
+    position = step * cfg.train.batch_size + rows[r]
+    return clips.replaced(order[position], np.random.default_rng(
+        (seed, position)))
+
+  first = start_step * len(rows)
+  return _decoded(
+      grain.MapDataset.range(first, sys.maxsize).map(row), cfg, len(rows))
+
+
+def eval_batches(source: files.Source, cfg: config.Config, *,
+                 process_index: int = 0, process_count: int = 1,
+                 report: report_lib.BadFiles):
+  """This process' rows of one pass over the source, in its order.
+
+  As `train_batches`, but every clip comes once and from its start. 'valid' is
+  0.0 for clips that cannot be used and for the rows, of index -1, that fill the
+  last batch.
+  """
+  clips = _Clips(source, cfg, 'start', report)
+  rows = _local_rows(cfg, process_index, process_count)
+  num_batches = math.ceil(len(source) / cfg.train.batch_size)
+
+  def row(i):
+    batch, r = divmod(i, len(rows))
+    index = batch * cfg.train.batch_size + rows[r]
+    return clips.or_silence(index if index < len(source) else _NO_CLIP)
+
+  return _decoded(
+      grain.MapDataset.range(num_batches * len(rows)).map(row), cfg, len(rows))
+
+
+def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
+  """Global arrays of `batches`, `ahead` of them in flight before they are used.
+
+  `sharding` splits the first dimension; the rows of this process must be those
+  that it places on this process' devices, as a mesh in process order does.
+  Closes `batches` when it ends or is closed.
+  """
+  queue = collections.deque()
+  put = functools.partial(jax.make_array_from_process_local_data, sharding)
+  try:
+    for batch in batches:
+      queue.append({name: put(value) for name, value in batch.items()})
+      if len(queue) > ahead:
+        yield queue.popleft()
+    while queue:
+      yield queue.popleft()
+  finally:
+    batches.close()
+
+
+class _Clips:
+  """Rows of a batch from the clips of a source; safe in threads."""
+
+  def __init__(self, source, cfg, crop, report):
+    config.lookup(audio_io.CROPS, crop, 'config.data.crop')
+    config.lookup(
+        audio_io.RESAMPLERS, cfg.data.resample, 'config.data.resample')
+    self._source = source
+    self._report = report
+    self._num_samples = clip_samples(cfg)
+    self._load = functools.partial(
+        audio_io.load, sample_rate_hz=cfg.frontend.sample_rate_hz,
+        num_samples=self._num_samples, crop=crop, resample=cfg.data.resample,
+        min_samples=frontend.min_samples(cfg.frontend))
+
+  def replaced(self, index, rng):
+    """The row of clip `index` or, where that is bad, of the next good one."""
+    row = self._row(index, rng)
+    if row is not None:
+      return row
+    # A walk with a step that has no common divisor with the number of clips
+    # meets each once.
+    total = len(self._source)
+    stride = int(rng.integers(1, total + 1))
+    while math.gcd(stride, total) != 1:
+      stride = int(rng.integers(1, total + 1))
+    for k in range(1, min(total, _MAX_TRIES)):
+      row = self._row((index + k * stride) % total, rng)
+      if row is not None:
+        return row
+    self._report.stop()
+
+  def or_silence(self, index):
+    """The row of clip `index`, or one that is not valid."""
+    # Evaluation crops at the start: nothing is drawn.
+    row = None if index == _NO_CLIP else self._row(index, rng=None)
+    if row is not None:
+      return row
+    silence = np.zeros(self._num_samples, np.float32)
+    return _row(silence, self._num_samples, index, valid=0.0)
+
+  def _row(self, index, rng):
+    item = self._source[index]
+    try:
+      samples = self._load(item, rng=rng)
+    except audio_io.BadAudio as error:
+      # The parts of one file share its name: a bad file counts once.
+      is_path = isinstance(item['audio'], (str, os.PathLike))
+      self._report.add(
+          os.fspath(item['audio']) if is_path else item['id'], str(error))
+      return None
+    self._report.saw_good()
+    audio = np.zeros(self._num_samples, np.float32)
+    audio[:len(samples)] = samples
+    return _row(audio, len(samples), index, valid=1.0)
+
+
+def _row(audio, num_samples, index, valid):
+  return {'audio': audio, 'num_samples': np.int32(num_samples),
+          'index': np.int32(index), 'valid': np.float32(valid)}
+
+
+def _local_rows(cfg, process_index, process_count):
+  """The rows of the global batch that this process makes."""
+  size = cfg.train.batch_size
+  if size < 1 or size % process_count:
+    raise ValueError(
+        f'config.train.batch_size={size} must be a positive multiple of the '
+        f'number of processes, {process_count}.')
+  local = size // process_count
+  return range(process_index * local, (process_index + 1) * local)
+
+
+def _decoded(rows, cfg, batch_size):
+  """Batches of `rows`, computed in threads; a generator that can be closed."""
+  if cfg.data.num_threads < 0:
+    raise ValueError(f'config.data.num_threads={cfg.data.num_threads}; it '
+                     'takes 0 (one per core) or more.')
+  num_threads = cfg.data.num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
+  options = grain.ReadOptions(
+      num_threads=num_threads,
+      prefetch_buffer_size=max(2 * num_threads, batch_size))
+  dataset = rows.to_iter_dataset(options).batch(batch_size)
+
+  def generate():
+    iterator = iter(dataset)
+    try:
+      yield from iterator
+    finally:
+      iterator.close()
+
+  return generate()

@@ -1,0 +1,95 @@
+"""Which files could not be used, and how many may be before the run stops."""
+
+import json
+import os
+import threading
+
+from audio_mae_jax import config
+
+_LISTED = 20  # files in a message; the report file has them all
+
+
+class TooManyBadFiles(ValueError):
+  """More files are bad than the settings allow; the message lists them."""
+
+
+class BadFiles:
+  """The bad files of one source, by name, each with its first reason.
+
+  The limit is `data.max_bad_fraction` of the source's files, but a positive
+  fraction always tolerates one bad file: a share of ten files says little.
+  That all files are bad is never tolerated. Each process counts the files it
+  meets, and a resumed run counts afresh.
+  """
+
+  def __init__(self, num_files: int, data: config.Data):
+    config.lookup(ON_BAD, data.on_bad, 'config.data.on_bad')
+    if not 0 <= data.max_bad_fraction <= 1:
+      raise ValueError('config.data.max_bad_fraction is a share of the files, '
+                       f'0 to 1; got {data.max_bad_fraction}.')
+    self._num_files = num_files
+    self._data = data
+    limit = int(data.max_bad_fraction * num_files)
+    self._limit = max(limit, 1) if data.max_bad_fraction else 0
+    self._lock = threading.Lock()
+    self._reasons = {}
+    self._any_good = False
+
+  @property
+  def count(self) -> int:
+    """Bad files so far, each once."""
+    return len(self._reasons)
+
+  def saw_good(self):
+    """Notes that at least one file can be read."""
+    self._any_good = True
+
+  def add(self, name: str, reason: str):
+    """Records a bad file; raises TooManyBadFiles when that is one too many."""
+    with self._lock:
+      self._reasons.setdefault(name, reason)
+      count = len(self._reasons)
+    if self._data.on_bad == 'stop':
+      raise TooManyBadFiles(
+          f'Bad audio file: {name} ({reason}). Repair or remove it, or set '
+          "config.data.on_bad='skip' to go on without such files.")
+    if count > self._limit or count >= self._num_files:
+      self.stop()
+
+  def stop(self):
+    """Raises TooManyBadFiles with the list of what was found."""
+    if not self._any_good:
+      raise TooManyBadFiles(
+          f'No readable file: all {self.count} tried so far (of '
+          f'{self._num_files}) are bad. Is this the right folder or manifest, '
+          f'and does libsndfile read this format?\n{self._listing()}')
+    raise TooManyBadFiles(
+        f'{self.count} of {self._num_files} files are bad, more than '
+        f'config.data.max_bad_fraction={self._data.max_bad_fraction} allows. '
+        'Repair or remove them, or raise the limit (1.0: none).\n'
+        f'{self._listing()}')
+
+  def write(self, path: str | os.PathLike):
+    """Writes all bad files and their reasons as JSON, in one step."""
+    with self._lock:
+      files = dict(sorted(self._reasons.items()))
+    content = {
+        'num_files': self._num_files, 'num_bad': len(files), 'bad': files}
+    partial = f'{os.fspath(path)}.partial'
+    with open(partial, 'w', encoding='utf-8') as file:
+      json.dump(content, file, indent=1, ensure_ascii=False)
+    os.replace(partial, path)
+
+  def _listing(self):
+    with self._lock:
+      files = sorted(self._reasons.items())
+    lines = [f'  {name}: {reason}' for name, reason in files[:_LISTED]]
+    if len(files) > _LISTED:
+      lines.append(f'  and {len(files) - _LISTED} more')
+    return '\n'.join(lines)
+
+
+ON_BAD = {
+    'skip': 'another clip takes its place, until there are too many',
+    'stop': 'the first one ends the run',
+}

@@ -1,0 +1,175 @@
+"""The sources of clips, by name, and how their settings are read.
+
+To add one: a function or class that takes the data settings, the name of its
+own group of settings, and fields of `config.Source` as keywords, and returns a
+`files.Source`; an entry in `SOURCES`; a test.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+
+from audio_mae_jax import config
+from audio_mae_jax.data import files
+from audio_mae_jax.data import manifests
+from audio_mae_jax.data import tfds_source
+
+_DEMO = pathlib.Path(__file__).parent / 'demo'
+_PROBED = 100  # rows of a manifest looked for on disk at start-up
+_SYNTHETIC_HZ = 16000
+
+
+def make(settings: config.Source, data: config.Data,
+         where: str = 'config.data.train') -> files.Source:
+  """The source that `settings`, the group of settings `where`, describes."""
+  part, keywords = config.select(SOURCES, settings, where)
+  if keywords.get('segment_s', 0) < 0:
+    raise ValueError(
+        f'{where}.segment_s={settings.segment_s}; it takes seconds, or 0 to '
+        'leave recordings whole.')
+  return part(data, where, **keywords)
+
+
+def folder(data, where, *, path, segment_s):
+  """All audio files under a folder; the label is the parent folder's name."""
+  place = files.resolve(
+      data, path, f'{where}.path', 'the folder with your audio files')
+  if not os.path.isdir(place):
+    raise FileNotFoundError(
+        f'No folder {place}. Put audio files ({", ".join(files.SUFFIXES)}) '
+        f'there, or set {where}.path to the folder that has them.')
+  found = files.walk(place)
+  if not found:
+    raise FileNotFoundError(
+        f'No audio files under {place}. Looked for '
+        f'{", ".join(files.SUFFIXES)} in it and in all folders below. Put some '
+        f'there, or set {where}.path to the folder that has them.')
+  parents = [os.path.basename(os.path.dirname(path)) for path in found]
+  names = sorted(set(parents) - {''})
+  numbers = {name: (i,) for i, name in enumerate(names)}
+  listed = [
+      files.File(os.path.join(place, path), path, numbers.get(parent, ()))
+      for path, parent in zip(found, parents, strict=True)]
+  return files.Files(f'folder {place}', listed, names, segment_s)
+
+
+def manifest(data, where, *, path, split, labels_csv, segment_s):
+  """The files that a manifest lists; see manifests.py for the formats."""
+  place = files.resolve(data, path, f'{where}.path', 'the manifest')
+  table = labels_csv and files.resolve(
+      data, labels_csv, f'{where}.labels_csv', 'the class table')
+  bases = [os.path.dirname(place)]
+  if files.root(data):
+    bases.append(os.path.abspath(files.root(data)))
+  return _listed(f'manifest {place}', place, bases, split, table, segment_s)
+
+
+def demo(data, where, *, split, segment_s):
+  """The recordings that come with the package."""
+  del data, where  # they lie in one place
+  place = _DEMO / 'manifest.csv'
+  if not place.is_file():
+    raise FileNotFoundError(
+        f'The bundled recordings are not at {place}: this installation is '
+        'incomplete. Install the package again.')
+  return _listed(
+      'demo recordings', str(place), [str(_DEMO)], split, '', segment_s)
+
+
+class Synthetic(files.Source):
+  """Tones, chirps, chords and noise bursts, each a function of its index."""
+
+  title = 'synthetic'
+  class_names = ['tone', 'chirp', 'chord', 'noise']
+
+  def __init__(self, data, where, *, num_clips):
+    if num_clips < 1:
+      raise ValueError(f'{where}.num_clips={num_clips}; it takes 1 or more.')
+    self.num_files = num_clips
+    self._clip_s = data.clip_s
+
+  def __len__(self):
+    return self.num_files
+
+  def __getitem__(self, i):
+    rng = np.random.default_rng(i)
+    label = i % len(self.class_names)
+    time = np.arange(round(self._clip_s * _SYNTHETIC_HZ)) / _SYNTHETIC_HZ
+    hz, to_hz, beat_hz = rng.uniform((100, 500, 0.5), (2000, 6000, 4))
+    if label == 0:
+      samples = np.sin(2 * np.pi * hz * time)
+    elif label == 1:
+      slope = (to_hz - hz) / self._clip_s
+      samples = np.sin(2 * np.pi * (hz + slope / 2 * time) * time)
+    elif label == 2:
+      chord = hz * np.array([[1.0], [1.25], [1.5]])
+      samples = np.sin(2 * np.pi * chord * time).mean(axis=0)
+    else:
+      burst = np.sin(2 * np.pi * beat_hz * time) > 0
+      samples = rng.uniform(-1, 1, len(time)) * burst
+    # A little noise everywhere: silence is what real recordings do not have.
+    samples = rng.uniform(0.1, 0.5) * samples + rng.normal(0, 1e-3, len(time))
+    return {'audio': samples.astype(np.float32), 'id': self.name_of(i),
+            'sample_rate_hz': _SYNTHETIC_HZ, 'start_s': 0.0,
+            'duration_s': None, 'labels': (label,)}
+
+  def name_of(self, i):
+    return f'synthetic {i}'
+
+
+def _listed(title, place, bases, split, table, segment_s):
+  """The files of manifest `place`; its relative paths start at a base."""
+  rows = manifests.read(place)
+  if table:
+    ids, names = manifests.read_classes(table)
+  else:  # from all rows, so that every split numbers them alike
+    ids = names = sorted({label for row in rows for label in row.labels})
+  numbers = {name: i for i, name in enumerate(ids)}
+  for row in rows:
+    for label in row.labels:
+      if label not in numbers:
+        raise ValueError(
+            f'{place} labels {row.path} with {label!r}, which is not in the '
+            f'mid column of {table}.')
+  used = [row for row in rows if not split or row.split == split]
+  if not used:
+    splits = sorted({row.split for row in rows})
+    raise ValueError(
+        f'{place} has no rows of split {split!r}; its splits are '
+        f'{", ".join(map(repr, splits))}.')
+  base = _base(used, place, bases)
+  listed = [
+      files.File(os.path.join(base, row.path),
+                 f'{row.path}@{row.start_s:g}s' if row.start_s else row.path,
+                 tuple(numbers[label] for label in row.labels),
+                 row.start_s, row.duration_s)
+      for row in used]
+  return files.Files(title, listed, names, segment_s)
+
+
+def _base(rows, place, bases):
+  """The first folder under which one of the first rows exists.
+
+  A few missing files are bad files, to be counted and reported; when all are
+  missing the folder is wrong, and that is worth saying at once.
+  """
+  for base in bases:
+    if any(os.path.exists(os.path.join(base, row.path))
+           for row in rows[:_PROBED]):
+      return base
+  looked = dict.fromkeys(os.path.join(base, rows[0].path) for base in bases)
+  raise FileNotFoundError(
+      f'None of the first {len(rows[:_PROBED])} files in {place} exists; '
+      f'looked for {" and ".join(looked)}. Paths in a manifest are absolute, '
+      'or start at its own folder or at config.data.root (or '
+      f'${files.ROOT_VARIABLE}).')
+
+
+SOURCES = {
+    'folder': folder,
+    'manifest': manifest,
+    'tfds': tfds_source.Tfds,
+    'synthetic': Synthetic,
+    'demo': demo,
+}
