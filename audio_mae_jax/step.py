@@ -133,7 +133,7 @@ def _train_step(config, task, tx, learning_rate):
     metrics = {
         'scalars': {
             **{name: value.mean() for name, value in values.items()},
-            'grad_norm': optax.global_norm(grads),
+            'grad_norm': optax.tree.norm(grads),
             'learning_rate': learning_rate(state.step),
         },
         # To name the clips when a loss is not finite.

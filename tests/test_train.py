@@ -1,0 +1,324 @@
+"""The loop: what it leaves, how it goes on, what stops it."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import record
+from audio_mae_jax import train
+from audio_mae_jax import trees
+from audio_mae_jax.data import audio_io
+
+# Orbax leaves the reads of other arrays behind when one fails.
+pytestmark = pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compile_once(tmp_path_factory):
+  """All runs here have a few programs in common; compiling is most of a test."""
+  jax.config.update(
+      'jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla')))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  yield
+  jax.config.update('jax_compilation_cache_dir', None)
+
+
+def tiny(workdir, **overrides):
+  """12 steps of a model of a few thousand parameters on synthetic clips."""
+  c = config_lib.default()
+  c.workdir = str(workdir)
+  c.frontend.num_frames = 64
+  c.model.encoder.update(width=24, depth=1, heads=2)
+  c.model.decoder.update(width=16, depth=2, heads=2)
+  c.data.train = dict(name='synthetic', num_clips=16)
+  c.data.clip_s = 0.7
+  c.data.num_threads = 1
+  c.train.batch_size = 4
+  c.train.epochs = 3.0
+  c.optimizer.warmup_epochs = 1.0
+  c.optimizer.base_lr = 0.05
+  c.log.update(every_steps=2, picture_every_steps=-1, tensorboard=False,
+               progress=False)
+  c.update_from_flattened_dict(overrides)
+  return config_lib.typed(c)
+
+
+def run(config):
+  return train.train(config, devices=jax.devices()[:1])
+
+
+def lines(workdir):
+  """The record without what depends on the clock."""
+  timed = ('time', 'clips_per_second', 'flops_per_second', 'utilisation')
+  return [{k: v for k, v in line.items() if k not in timed}
+          for line in record.read(os.path.join(workdir, record.NAME))]
+
+
+def assert_same_bits(a, b):
+  a, b = trees.flatten(a), trees.flatten(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run that nothing interrupted: (workdir, state)."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, run(tiny(workdir))
+
+
+@pytest.fixture
+def signal_at(monkeypatch):
+  """Makes the process signal itself right after the update of a step."""
+
+  def arm(step, number=signal.SIGTERM):
+    after_update = train._Run.after_update
+
+    def patched(self, at, *args):
+      after_update(self, at, *args)
+      if at == step:
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(train._Run, 'after_update', patched)
+
+  return arm
+
+
+def interrupted(tmp_path, signal_at, monkeypatch, step=6, **overrides):
+  with monkeypatch.context() as patch:
+    signal_at(step)
+    state = run(tiny(tmp_path, **overrides))
+    patch.undo()
+  monkeypatch.undo()
+  assert int(state.step) == step
+  return state
+
+
+def test_a_run_leaves_record_curve_pictures_and_checkpoint(tmp_path):
+  state = run(tiny(tmp_path, **{
+      'log.picture_every_steps': 6, 'log.tensorboard': True,
+      'data.valid.name': 'synthetic', 'data.valid.num_clips': 6}))
+  assert int(state.step) == 12
+  written = lines(tmp_path)
+  assert [x['step'] for x in written if 'train/loss' in x] == [2, 4, 6, 8, 10, 12]
+  assert [x['step'] for x in written if 'valid/loss' in x] == [4, 8, 12]
+  assert all(x['valid/num_clips'] == 6 for x in written if 'valid/loss' in x)
+  assert sorted(os.listdir(tmp_path / 'pictures')) == [
+      'step_000006.png', 'step_000012.png']
+  assert (tmp_path / 'loss_curve.png').stat().st_size > 10_000
+  assert sorted(os.listdir(tmp_path / 'checkpoints'), key=int) == ['4', '8', '12']
+  assert os.listdir(tmp_path / 'tensorboard')
+
+
+def test_the_loss_falls(whole):
+  losses = [x['train/loss'] for x in lines(whole[0])]
+  assert losses[-1] < losses[0] - 0.02
+
+
+def test_a_run_after_sigterm_ends_with_the_same_bits(
+    whole, tmp_path, signal_at, monkeypatch):
+  interrupted(tmp_path, signal_at, monkeypatch)
+  assert '6' in os.listdir(tmp_path / 'checkpoints')
+  assert_same_bits(run(tiny(tmp_path)), whole[1])
+  assert lines(tmp_path) == lines(whole[0])
+
+
+def test_a_finished_run_does_nothing_more(whole, tmp_path, caplog):
+  shutil.copytree(whole[0], tmp_path / 'copy')
+  before = (tmp_path / 'copy' / record.NAME).read_bytes()
+  config = tiny(tmp_path / 'copy')
+  with caplog.at_level('INFO', 'audio_mae_jax'):
+    assert_same_bits(run(config), whole[1])
+  assert 'Nothing to do' in caplog.text
+  assert (tmp_path / 'copy' / record.NAME).read_bytes() == before
+
+
+def test_other_settings_are_an_error_that_names_them(whole):
+  with pytest.raises(ValueError, match=r'mask.ratio: was 0.8, is 0.7') as error:
+    run(tiny(whole[0], **{'mask.ratio': 0.7, 'data.clip_s': 0.8}))
+  assert 'data.clip_s: was 0.7, is 0.8' in str(error.value)
+  assert '--config.workdir' in str(error.value)
+
+
+def test_other_data_is_an_error(whole):
+  with pytest.raises(ValueError, match='data'):
+    run(tiny(whole[0], **{'data.train.num_clips': 15}))
+
+
+def test_settings_that_change_no_result_may_differ(whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path / 'moved')
+  state = run(tiny(tmp_path / 'moved', **{
+      'log.every_steps': 5, 'data.num_threads': 2, 'checkpoint.keep': 9}))
+  assert_same_bits(state, whole[1])
+
+
+def _flip(path):
+  content = bytearray(path.read_bytes())
+  middle = len(content) // 2
+  for i in range(middle, min(middle + 64, len(content))):
+    content[i] ^= 0xFF
+  path.write_bytes(content)
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def _data_file(step):
+  """The file that holds the arrays."""
+  found = [p for p in (step / 'state').rglob('*') if p.is_file()]
+  return max(found, key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize('damage', [
+    lambda step: _flip(_data_file(step)),
+    lambda step: _truncate(_data_file(step)),
+    lambda step: _data_file(step).unlink(),
+    lambda step: _truncate(step / 'meta' / 'metadata'),
+    lambda step: shutil.rmtree(step / 'state'),
+], ids=['flipped', 'truncated', 'missing', 'metadata', 'no_state'])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    whole, tmp_path, caplog, damage):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole[0], workdir)
+  damage(workdir / 'checkpoints' / '12')
+  with caplog.at_level('WARNING', 'audio_mae_jax'):
+    state = run(tiny(workdir))
+  assert_same_bits(state, whole[1])
+  assert 'checkpoints/12 is damaged' in caplog.text
+  assert 'Falling back to checkpoint 8' in caplog.text
+  assert os.listdir(workdir / 'damaged') == ['12.0']
+  assert '12' in os.listdir(workdir / 'checkpoints')
+  assert lines(workdir) == lines(whole[0])
+
+
+def test_changed_numbers_in_readable_files_are_noticed(
+    whole, tmp_path, monkeypatch, caplog):
+  """What no file format's checksum sees: the arrays are not what was saved."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole[0], workdir)
+  meta = next(p for p in (workdir / 'checkpoints' / '12' / 'meta').iterdir()
+              if 'fingerprint' in p.read_text(errors='ignore'))
+  content = json.loads(meta.read_text())
+  content['fingerprint']['params/pred/bias'] ^= 1
+  meta.write_text(json.dumps(content))
+  with caplog.at_level('WARNING', 'audio_mae_jax'):
+    assert_same_bits(run(tiny(workdir)), whole[1])
+  assert 'not what was saved, e.g. params/pred/bias' in caplog.text
+
+
+def test_no_whole_checkpoint_is_an_error_and_deletes_nothing(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole[0], workdir)
+  for step in (workdir / 'checkpoints').iterdir():
+    _flip(_data_file(step))
+  with pytest.raises(ValueError, match='None of the 3 checkpoints'):
+    run(tiny(workdir))
+  assert len(os.listdir(workdir / 'checkpoints')) == 3
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_one(whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole[0], workdir)
+  folder = workdir / 'checkpoints'
+  (folder / '12').rename(folder / '12.orbax-checkpoint-tmp')
+  assert_same_bits(run(tiny(workdir)), whole[1])
+  assert '12' in os.listdir(folder)
+
+
+def _write(folder, number, samples):
+  folder.mkdir(exist_ok=True)
+  soundfile.write(folder / f'{number:02d}.wav', samples, 16000, subtype='FLOAT')
+
+
+def _noise(seed):
+  rng = np.random.default_rng(seed)
+  return rng.uniform(-0.5, 0.5, 16000).astype(np.float32)
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_clip(
+    tmp_path, monkeypatch):
+  monkeypatch.setattr(audio_io, '_MAX_PEAK', np.inf)
+  for i in range(4):
+    _write(tmp_path / 'audio', i, _noise(i))
+  # Finite, so that the loader can take it; its power is not, in float32.
+  _write(tmp_path / 'audio', 4, _noise(4) * np.float32(1e30))
+  config = tiny(tmp_path / 'run', **{
+      'data.train.name': 'folder', 'data.train.path': str(tmp_path / 'audio'),
+      'data.train.num_clips': 1024, 'checkpoint.every_steps': 1})
+  with pytest.raises(train.NonFiniteLoss, match=r'Step \d+: loss nan') as error:
+    run(config)
+  assert '1 of 4 clips' in str(error.value)
+  assert 'Clips: 04.wav' in str(error.value)
+  assert 'clip_norm' in str(error.value)
+
+
+def test_weights_that_diverge_are_told_from_a_bad_clip(tmp_path):
+  with pytest.raises(train.NonFiniteLoss, match='weights diverged|overflow'):
+    run(tiny(tmp_path, **{'optimizer.base_lr': 1e30,
+                          'optimizer.warmup_epochs': 0.1}))
+  # Nothing of it was saved.
+  kept = os.listdir(tmp_path / 'checkpoints')
+  for line in lines(tmp_path):
+    assert np.isfinite(line['train/loss'])
+  assert all(int(step) <= 12 for step in kept)
+
+
+def test_a_bad_file_is_skipped_counted_and_named(tmp_path):
+  for i in range(60):
+    _write(tmp_path / 'audio', i, _noise(i))
+  (tmp_path / 'audio' / '07.wav').write_bytes(b'not audio')
+  run(tiny(tmp_path / 'run', **{
+      'data.train.name': 'folder', 'data.train.path': str(tmp_path / 'audio'),
+      'data.train.num_clips': 1024, 'train.epochs': 1.0,
+      'optimizer.warmup_epochs': 0.5}))
+  report = json.loads((tmp_path / 'run' / 'bad_files.json').read_text())
+  assert [os.path.basename(name) for name in report['bad']] == ['07.wav']
+  assert lines(tmp_path / 'run')[-1]['bad_files'] == 1
+
+
+def test_too_many_bad_files_stop_the_run_with_the_list(tmp_path):
+  for i in range(8):
+    _write(tmp_path / 'audio', i, _noise(i))
+  for i in (1, 5, 6):
+    (tmp_path / 'audio' / f'{i:02d}.wav').write_bytes(b'not audio')
+  with pytest.raises(ValueError, match='max_bad_fraction') as error:
+    run(tiny(tmp_path / 'run', **{
+        'data.train.name': 'folder', 'data.train.path': str(tmp_path / 'audio'),
+        'data.train.num_clips': 1024}))
+  assert '01.wav' in str(error.value) or '05.wav' in str(error.value)
+
+
+def test_no_source_is_an_error_that_lists_them(tmp_path):
+  with pytest.raises(ValueError, match='data.train.name is empty.*folder'):
+    run(tiny(tmp_path, **{'data.train.name': '',
+                          'data.train.num_clips': 1024}))
+
+
+def test_wrong_settings_stop_before_anything_is_written(tmp_path):
+  for overrides, message in (
+      ({'mask.ratio': 1.0}, 'mask.ratio=1.0 keeps 0'),
+      ({'mask.ratio': 0.0}, 'mask.ratio=0.0 keeps'),
+      ({'patch.size': (24, 16)}, 'do not tile'),
+      ({'optimizer.warmup_epochs': 9.0}, 'warmup_epochs'),
+      ({'optimizer.accumulate': 3}, 'accumulate=3'),
+      ({'mesh.fsdp': 3}, 'needs 3 devices|there are 1'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      run(tiny(tmp_path / 'run', **overrides))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_work_directory_that_cannot_be_written_is_an_error(tmp_path):
+  (tmp_path / 'file').write_text('in the way')
+  with pytest.raises(ValueError, match='Cannot write in work directory'):
+    run(tiny(tmp_path / 'file' / 'run'))
