@@ -31,7 +31,7 @@ def make_mesh(settings: config_lib.Mesh, batch_size: int,
         f'mesh.data={sizes[0]}, mesh.fsdp={sizes[1]}: give positive sizes, and '
         '-1 for at most one of them (it takes what is left).')
   if -1 in sizes:
-    rest = len(devices) // abs(sizes[0] * sizes[1])
+    rest = max(len(devices) // abs(sizes[0] * sizes[1]), 1)
     sizes = [rest if s == -1 else s for s in sizes]
   if sizes[0] * sizes[1] != len(devices):
     raise ValueError(
@@ -40,10 +40,10 @@ def make_mesh(settings: config_lib.Mesh, batch_size: int,
         'mesh.data=-1 and a mesh.fsdp that divides them.')
   if batch_size % len(devices):
     down = batch_size - batch_size % len(devices)
+    near = ' or '.join(str(n) for n in (down, down + len(devices)) if n)
     raise ValueError(
         f'A batch of {batch_size} clips cannot be split over {len(devices)} '
-        f'devices; set train.batch_size to {down or len(devices)} or '
-        f'{down + len(devices)}, or use fewer devices.')
+        f'devices; set train.batch_size to {near}, or use fewer devices.')
   # Explicit axes (the default) refuse plain reshapes of a sharded batch.
   return jax.make_mesh(
       tuple(sizes), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2,
