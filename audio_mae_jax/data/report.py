@@ -58,16 +58,18 @@ class BadFiles:
 
   def stop(self):
     """Raises TooManyBadFiles with the list of what was found."""
+    with self._lock:  # other threads may go on adding
+      found = sorted(self._reasons.items())
     if not self._any_good:
       raise TooManyBadFiles(
-          f'No readable file: all {self.count} tried so far (of '
+          f'No readable file: all {len(found)} tried so far (of '
           f'{self._num_files}) are bad. Is this the right folder or manifest, '
-          f'and does libsndfile read this format?\n{self._listing()}')
+          f'and does libsndfile read this format?\n{_listing(found)}')
     raise TooManyBadFiles(
-        f'{self.count} of {self._num_files} files are bad, more than '
+        f'{len(found)} of {self._num_files} files are bad, more than '
         f'config.data.max_bad_fraction={self._data.max_bad_fraction} allows. '
         'Repair or remove them, or raise the limit (1.0: none).\n'
-        f'{self._listing()}')
+        f'{_listing(found)}')
 
   def write(self, path: str | os.PathLike):
     """Writes all bad files and their reasons as JSON, in one step."""
@@ -80,13 +82,12 @@ class BadFiles:
       json.dump(content, file, indent=1, ensure_ascii=False)
     os.replace(partial, path)
 
-  def _listing(self):
-    with self._lock:
-      files = sorted(self._reasons.items())
-    lines = [f'  {name}: {reason}' for name, reason in files[:_LISTED]]
-    if len(files) > _LISTED:
-      lines.append(f'  and {len(files) - _LISTED} more')
-    return '\n'.join(lines)
+
+def _listing(found):
+  lines = [f'  {name}: {reason}' for name, reason in found[:_LISTED]]
+  if len(found) > _LISTED:
+    lines.append(f'  and {len(found) - _LISTED} more')
+  return '\n'.join(lines)
 
 
 ON_BAD = {

@@ -126,8 +126,9 @@ def test_parts_of_one_bad_file_count_once(write, tmp_path, settings):
 
 def test_too_many_bad_files_reach_the_caller_with_the_list(numbered, settings):
   source = numbered(40, bad=(1, 5, 7, 11, 20, 30))
+  # Two threads may find the fifth and the sixth at once.
   with pytest.raises(report_lib.TooManyBadFiles, match=(
-      r'5 of 40 files are bad, more than config.data.max_bad_fraction=0.1 '
+      r'[56] of 40 files are bad, more than config.data.max_bad_fraction=0.1 '
       r'allows(.|\n)*\.wav: unreadable: Format not recognised')):
     batching.train(source, settings(max_bad_fraction=0.1), 100)
 
