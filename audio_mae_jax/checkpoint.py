@@ -96,11 +96,10 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     damaged = {}
     for step in steps:
-      stored, reason = _try(lambda: self._manager.restore(
-          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta'])
+      stored, reason = _try(self._read_meta, step)
       if reason is None:
         check_meta(stored, meta, self._folder)
-        state, reason = _try(lambda: self._read_state(step, target, stored))
+        state, reason = _try(self._read_state, step, target, stored)
       if reason is None:
         self._set_aside(damaged, step)
         return step, state
@@ -114,6 +113,10 @@ class Checkpoints:
           + '. Restore one from a backup, or start again in another workdir.')
     return None
 
+  def _read_meta(self, step):
+    return self._manager.restore(step, args=ocp.args.Composite(
+        meta=ocp.args.JsonRestore()))['meta']
+
   def _read_state(self, step, target, meta):
     state = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(target)))['state']
@@ -126,7 +129,7 @@ class Checkpoints:
     return state
 
   def _set_aside(self, damaged, step):
-    """Moves damaged checkpoints away, so that their steps can be saved again."""
+    """Moves damaged checkpoints away: their steps will be saved again."""
     if not damaged:
       return
     _log.warning(
@@ -160,10 +163,10 @@ class Checkpoints:
     self._manager.close()  # waits, too
 
 
-def _try(read):
-  """`(read(), None)`, or `(None, reason)` when it fails in any way at all."""
+def _try(read, *args):
+  """`(read(*args), None)`, or `(None, reason)` when it fails in any way."""
   try:
-    return read(), None
+    return read(*args), None
   except Exception as error:  # pylint: disable=broad-except
     # A damaged file can fail anywhere in three libraries.
     text = ' '.join(str(error).split())
@@ -188,6 +191,6 @@ def check_meta(stored: dict, present: dict, folder):
     lines = '\n'.join(f'  {name}: was {old!r}, is {new!r}'
                       for name, old, new in changed)
     raise ValueError(
-        f'The run in {folder.parent} was started with other settings:\n{lines}\n'
-        'Set them back to go on with it, or choose another --config.workdir to '
-        'start anew.')
+        f'The run in {folder.parent} was started with other settings:\n'
+        f'{lines}\nSet them back to go on with it, or choose another '
+        '--config.workdir to start anew.')

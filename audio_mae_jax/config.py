@@ -1,7 +1,7 @@
 """Every setting: its default, its unit and where the number comes from.
 
-A recipe in configs/ is a function `get_config()` that starts from `default()` --
-a `ConfigDict` with every field below -- and states what differs. Flags override
+A recipe in configs/ is a function `get_config()` that starts from `default()`,
+a `ConfigDict` with every field below, and states what differs. Flags override
 single fields (`--config.mask.ratio=0.75`). `typed()` turns the result into the
 frozen dataclasses that all code reads; a field that does not exist is an error
 with a suggestion.
@@ -31,7 +31,7 @@ class Frontend:
   preemphasis: float = 0.97  # 0 switches it off; Kaldi's default
   remove_dc_offset: bool = True  # subtract each frame's mean; Kaldi's default
   floor: float = 1.1920928955078125e-07  # under the logarithm: float32 epsilon
-  transform: str = 'auto'  # auto (by backend), fft, matmul
+  transform: str = 'matmul'  # or fft, which XLA cannot split over devices
   num_frames: int = 1024  # T: frames are padded with zeros or cut to this many
   mean: float = -4.2677393  # of log-mel over AudioSet; paper, table 3
   std: float = 4.5689974  # idem; features are (x - mean) / (2 std)
@@ -39,7 +39,7 @@ class Frontend:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """Waveform augmentation in the train step (paper, section 4.3 and table 3)."""
+  """Waveform augmentation, in the step (paper, section 4.3 and table 3)."""
   roll: bool = True  # cyclic shift by a uniform number of samples
   gain_concentration: float = 10.0  # gain = Beta(c, c) + 0.5; 0 switches it off
 
@@ -82,7 +82,7 @@ class Decoder:
   heads: int = 16
   mlp_ratio: float = 4.0
   window: tuple[int, int] = (4, 4)  # patches per attention window
-  shift: tuple[int, int] = (2, 0)  # of every second block; the paper draws (2, 2)
+  shift: tuple[int, int] = (2, 0)  # of every second block; paper: (2, 2)
   bias_dropout: float = 0.1  # in the relative-position network, as released
 
 
@@ -206,7 +206,7 @@ def default() -> ml_collections.ConfigDict:
 
 
 def typed(config: ml_collections.ConfigDict | dict) -> Config:
-  """The frozen form of `config`; raises ValueError on an unknown field or type."""
+  """The frozen form of `config`; an unknown field or type is a ValueError."""
   if isinstance(config, ml_collections.ConfigDict):
     config = config.copy_and_resolve_references().to_dict()
   return _build(Config, config, 'config')
@@ -284,7 +284,9 @@ def select(table: dict, settings, where: str) -> tuple[typing.Callable, dict]:
   return part, keywords
 
 
-def differences(old: dict, new: dict, prefix='') -> list[tuple[str, object, object]]:
+def differences(
+    old: dict, new: dict, prefix: str = ''
+) -> list[tuple[str, object, object]]:
   """`(field, old, new)` for every leaf in which two nested dicts differ."""
   found = []
   for name in sorted(set(old) | set(new)):

@@ -8,7 +8,6 @@ import jax
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import masking
-from audio_mae_jax import patches as patches_lib
 from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import window as window_lib
 
@@ -19,7 +18,8 @@ PEAK_TFLOPS = {
     'TPU v2': 22.5, 'TPU v3': 61.5, 'TPU v4': 275.0, 'TPU v5 lite': 197.0,
     'TPU v5e': 197.0, 'TPU v5p': 459.0, 'TPU v5': 459.0, 'TPU v6 lite': 918.0,
     'TPU v6e': 918.0,
-    'NVIDIA V100': 125.0, 'Tesla V100': 125.0, 'NVIDIA T4': 65.0, 'Tesla T4': 65.0,
+    'NVIDIA V100': 125.0, 'Tesla V100': 125.0,
+    'NVIDIA T4': 65.0, 'Tesla T4': 65.0,
     'NVIDIA A100': 312.0, 'NVIDIA A10G': 70.0, 'NVIDIA A10': 125.0,
     'NVIDIA L4': 121.0, 'NVIDIA L40S': 362.0, 'NVIDIA H100 PCIe': 756.0,
     'NVIDIA H100 NVL': 835.0, 'NVIDIA H100': 989.0, 'NVIDIA H200': 989.0,

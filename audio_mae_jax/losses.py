@@ -29,7 +29,7 @@ def denormalize_patches(normalized, patches):
 
 
 def masked_mse(prediction, target, removed):
-  """[B, N, P], [B, N, P], bool [B, N] -> [B]: mean over removed patches' pixels.
+  """[B, N, P], [B, N, P], bool [B, N] -> [B]: mean over removed pixels.
 
   All clips of a batch have equally many removed patches, so the mean over
   clips is the released code's sum over the batch divided by its mask's sum

@@ -84,7 +84,8 @@ def rectangle_scores(time_scores, freq_scores, keep_time: int, keep_freq: int):
 def _rectangle(rng, batch, grid, keep_time, keep_freq):
   rng_time, rng_freq = jax.random.split(rng)
   scores = rectangle_scores(
-      _uniform(rng_time, (batch, grid[0])), _uniform(rng_freq, (batch, grid[1])),
+      _uniform(rng_time, (batch, grid[0])),
+      _uniform(rng_freq, (batch, grid[1])),
       keep_time, keep_freq)
   return scores, keep_time * keep_freq
 

@@ -119,7 +119,8 @@ POSITIONS = {'time_freq': _time_freq, 'released': _released}
 
 @functools.lru_cache(maxsize=32)
 def position_table(grid: Pair, dim: int, layout: str) -> np.ndarray:
-  """Fixed sin-cos positions, float32 [1 + N, dim]; row 0 is the class token's 0.
+  """Fixed sin-cos positions, float32 [1 + N, dim]; row 0, of zeros, is the
+  class token's.
 
   `layout` is 'time_freq' or 'released' (see `POSITIONS`). Half of the channels
   encodes each coordinate, in sines and cosines of dim / 4 frequencies.

@@ -1,8 +1,8 @@
 """Trees of parameters by name: the one way to address them.
 
-A leaf's name is its path joined by '/', e.g. 'encoder/blocks/00/attn/qkv/kernel'.
-Rules are `(regular expression, value)` pairs; the first whose expression matches
-the whole name applies.
+A leaf's name is its path joined by '/': 'encoder/blocks/00/attn/qkv/kernel'.
+Rules are `(regular expression, value)` pairs; the first whose expression
+matches the whole name applies.
 """
 
 import re

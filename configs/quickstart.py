@@ -20,7 +20,7 @@ def get_config():
   config.frontend.std = 4.7089
 
   config.model.encoder.update(width=192, depth=6, heads=3)
-  config.model.decoder.update(width=128, depth=4, heads=4)
+  config.model.decoder.update(width=128, depth=4, heads=4, shift=(2, 2))
   # Raw targets, as in the paper's own pictures (section 4.6): the loss and the
   # pictures then show the same thing.
   config.objective.normalize_patches = False

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_mae_jax import bookkeeping
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import record
 from audio_mae_jax import train
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope='module', autouse=True)
 def compile_once(tmp_path_factory):
-  """All runs here have a few programs in common; compiling is most of a test."""
+  """The runs here have few programs in common; compiling is most of a test."""
   jax.config.update(
       'jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla')))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
@@ -81,14 +82,14 @@ def signal_at(monkeypatch):
   """Makes the process signal itself right after the update of a step."""
 
   def arm(step, number=signal.SIGTERM):
-    after_update = train._Run.after_update
+    after_update = bookkeeping.Bookkeeper.after_update
 
     def patched(self, at, *args):
       after_update(self, at, *args)
       if at == step:
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(train._Run, 'after_update', patched)
+    monkeypatch.setattr(bookkeeping.Bookkeeper, 'after_update', patched)
 
   return arm
 
@@ -109,13 +110,15 @@ def test_a_run_leaves_record_curve_pictures_and_checkpoint(tmp_path):
       'data.valid.name': 'synthetic', 'data.valid.num_clips': 6}))
   assert int(state.step) == 12
   written = lines(tmp_path)
-  assert [x['step'] for x in written if 'train/loss' in x] == [2, 4, 6, 8, 10, 12]
+  assert [x['step'] for x in written if 'train/loss' in x] == [
+      2, 4, 6, 8, 10, 12]
   assert [x['step'] for x in written if 'valid/loss' in x] == [4, 8, 12]
   assert all(x['valid/num_clips'] == 6 for x in written if 'valid/loss' in x)
   assert sorted(os.listdir(tmp_path / 'pictures')) == [
       'step_000006.png', 'step_000012.png']
   assert (tmp_path / 'loss_curve.png').stat().st_size > 10_000
-  assert sorted(os.listdir(tmp_path / 'checkpoints'), key=int) == ['4', '8', '12']
+  assert sorted(os.listdir(tmp_path / 'checkpoints'), key=int) == [
+      '4', '8', '12']
   assert os.listdir(tmp_path / 'tensorboard')
 
 
@@ -255,7 +258,8 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_clip(
   config = tiny(tmp_path / 'run', **{
       'data.train.name': 'folder', 'data.train.path': str(tmp_path / 'audio'),
       'data.train.num_clips': 1024, 'checkpoint.every_steps': 1})
-  with pytest.raises(train.NonFiniteLoss, match=r'Step \d+: loss nan') as error:
+  with pytest.raises(
+      bookkeeping.NonFiniteLoss, match=r'Step \d+: loss nan') as error:
     run(config)
   assert '1 of 4 clips' in str(error.value)
   assert 'Clips: 04.wav' in str(error.value)
@@ -263,7 +267,8 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_clip(
 
 
 def test_weights_that_diverge_are_told_from_a_bad_clip(tmp_path):
-  with pytest.raises(train.NonFiniteLoss, match='weights diverged|overflow'):
+  with pytest.raises(
+      bookkeeping.NonFiniteLoss, match='weights diverged|overflow'):
     run(tiny(tmp_path, **{'optimizer.base_lr': 1e30,
                           'optimizer.warmup_epochs': 0.1}))
   # Nothing of it was saved.

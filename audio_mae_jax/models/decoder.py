@@ -17,7 +17,7 @@ from audio_mae_jax.models import window as window_lib
 
 
 class Tokens(nn.Module):
-  """[B, 1 + K, D] -> [B, 1 + N, W]: mask tokens put in place, positions added."""
+  """[B, 1 + K, D] -> [B, 1 + N, W]: with mask tokens and positions."""
   width: int
   positions: str
   dtype: jnp.dtype

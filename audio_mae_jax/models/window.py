@@ -16,7 +16,7 @@ from audio_mae_jax.models import layers
 
 
 def fit_window(grid, window, shift):
-  """Window and shift that suit `grid`: no larger, and unshifted when it fills it."""
+  """Window and shift for `grid`: a window that fills it is not shifted."""
   return (tuple(min(w, g) for w, g in zip(window, grid)),
           tuple(s if w < g else 0 for s, w, g in zip(shift, window, grid)))
 
@@ -39,7 +39,7 @@ def merge(x, grid, window):
 
 @functools.lru_cache(maxsize=32)
 def log_offsets(window) -> np.ndarray:
-  """float32 [L * L, 2]: sign(d) ln(1 + |d|) of each pair's (time, freq) offset."""
+  """float32 [L * L, 2]: sign(d) ln(1 + |d|) of each pair's offsets."""
   at = np.stack(np.meshgrid(*map(np.arange, window), indexing='ij'), -1)
   at = at.reshape(-1, 2)
   offset = (at[:, None] - at[None]).reshape(-1, 2).astype(np.float64)
@@ -58,7 +58,8 @@ def shift_mask(grid, window, shift) -> np.ndarray | None:
   region = np.zeros((1, *grid, 1), np.int64)
   for axis, (g, w, s) in enumerate(zip(grid, window, shift)):
     place = np.arange(g)
-    part = (place >= g - w).astype(np.int64) + (place >= g - s) if s else 0 * place
+    part = (place >= g - w) + (place >= g - s).astype(np.int64)
+    part = part if s else 0 * place
     region = region * 3 + part.reshape([-1 if a == axis + 1 else 1
                                         for a in range(4)])
   label = np.asarray(partition(region, window))[0, :, :, 0]

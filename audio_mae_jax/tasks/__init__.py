@@ -1,4 +1,4 @@
-"""What is being learnt. The training loop knows a task by this protocol only."""
+"""What is being learnt; the loop knows a task by this protocol only."""
 
 from typing import Any, Protocol
 

@@ -1,0 +1,211 @@
+"""What a run does besides updating: log, evaluate, draw, save."""
+
+import collections
+import dataclasses
+import logging
+import math
+import os
+
+import jax
+import numpy as np
+
+from audio_mae_jax import evaluate
+from audio_mae_jax import flops
+from audio_mae_jax import pictures
+from audio_mae_jax import progress as progress_lib
+from audio_mae_jax import record
+from audio_mae_jax import step as step_lib
+from audio_mae_jax import writer as writer_lib
+
+_log = logging.getLogger(__name__)
+
+# Steps that may be under way; more would only hold more batches in memory.
+_AHEAD = 2
+
+
+class NonFiniteLoss(RuntimeError):
+  """The loss is no number any more; the message names step and clips."""
+
+
+def is_due(step: int, every: int, program) -> bool:
+  """`every` is a number of steps; 0 is an epoch, -1 never. The last step is."""
+  if every < 0:
+    return False
+  return (step == program.total_steps
+          or step % (every or program.steps_per_epoch) == 0)
+
+
+class Bookkeeper:
+  """Everything that one run leaves behind."""
+
+  def __init__(self, config, program, train_split, valid_split, workdir,
+               checkpoints, meta, start):
+    self._config, self._program = config, program
+    self._train, self._valid = train_split, valid_split
+    self._workdir, self._checkpoints = workdir, checkpoints
+    self._meta, self._first = meta, start + 1
+    self._pending = collections.deque()  # (step, metrics), not read yet
+    self._last = {}
+    self._profiling = self._announced = False
+    self._main = jax.process_index() == 0
+    self._writer = writer_lib.Writer(
+        workdir, config.log, config.name or config.task,
+        dataclasses.asdict(config), start, active=self._main)
+    peak = flops.peak_tflops(program.mesh.devices.flat[0], config.log)
+    self._progress = progress_lib.Progress(
+        program.total_steps, start, config.log.progress and self._main,
+        batch_size=config.train.batch_size,
+        flops_per_clip=program.task.flops()['step'],
+        peak_flops=(peak or 0) * 1e12 * program.mesh.size)
+
+  def after_update(self, step, state, metrics):
+    log, program = self._config.log, self._program
+    self._pending.append((step, metrics))
+    if step == self._first:  # compilation is over; speed is measured from here
+      self._progress.update(step, float(metrics['scalars']['loss']))
+    if len(self._pending) > _AHEAD:
+      jax.block_until_ready(self._pending[-1 - _AHEAD][1]['scalars']['loss'])
+    evaluates = self._valid is not None and is_due(
+        step, log.eval_every_steps, program)
+    draws = is_due(step, log.picture_every_steps, program)
+    saves = is_due(step, self._config.checkpoint.every_steps, program)
+    if is_due(step, log.every_steps, program) or evaluates or draws or saves:
+      self.log(step)
+    else:
+      self._progress.update(step)
+    if evaluates or draws or saves:
+      with self._progress.pause():
+        if evaluates:
+          self.evaluate(step, state)
+        if draws:
+          self.draw(step, state)
+        if saves:
+          self.save(step, state)
+
+  def log(self, step):
+    """Reads what the devices have gathered since the last time; checks it."""
+    if not self._pending:
+      return
+    steps, metrics = zip(*self._pending)
+    self._pending.clear()
+    metrics = jax.device_get(metrics)
+    for at, values in zip(steps, metrics):
+      self._check(at, values)
+    last = metrics[-1]['scalars']
+    mean = {name: np.mean([m['scalars'][name] for m in metrics],
+                          dtype=np.float64)
+            for name in last if name not in ('learning_rate', 'grad_norm')}
+    self._last['loss'] = mean['loss']
+    self._progress.update(step, mean['loss'])
+    self._writer.scalars(step, {
+        **{f'train/{name}': value for name, value in mean.items()},
+        'train/grad_norm': last['grad_norm'], 'lr': last['learning_rate'],
+        'epoch': step / self._program.steps_per_epoch,
+        'bad_files': self._train.report.count,
+        **self._progress.metrics()})
+    if self._train.report.count and self._main:
+      self._train.report.write(self._workdir / 'bad_files.json')
+    if not self._announced and self._progress.eta_s is not None:
+      self._announced = True
+      _log.info(
+          '%.1f clips/s: about %.2f h of training for the %d steps left.',
+          self._progress.clips_per_second, self._progress.eta_s / 3600,
+          self._program.total_steps - step)
+
+  def _check(self, step, metrics):
+    """A loss that is no number ends the run, before it reaches a checkpoint."""
+    if math.isfinite(metrics['scalars']['loss']) and math.isfinite(
+        metrics['scalars']['grad_norm']):
+      return
+    bad = metrics['clip_index'][~np.isfinite(metrics['clip_loss'])]
+    names = [self._train.source.name_of(int(i)) for i in bad[:20]]
+    if not names:
+      what = 'every clip has a finite loss, so the gradient overflowed'
+    elif len(bad) == len(metrics['clip_index']):
+      what = f'all {len(bad)} clips of the batch, so the weights diverged'
+    else:
+      what = f'{len(bad)} of {len(metrics["clip_index"])} clips'
+    raise NonFiniteLoss(
+        f'Step {step}: loss {metrics["scalars"]["loss"]}, gradient norm '
+        f'{metrics["scalars"]["grad_norm"]}; {what}.'
+        + (f' Clips: {", ".join(names)}.' if names else '')
+        + ' Nothing was saved since the last checkpoint. Listen to the clips, '
+        'lower optimizer.base_lr, or set optimizer.clip_norm=1.')
+
+  def evaluate(self, step, state):
+    values = evaluate.evaluate(
+        self._program, state.best_params, self._valid, self._config)
+    self._last['valid loss'] = values['loss']
+    self._writer.scalars(
+        step, {f'valid/{name}': value for name, value in values.items()})
+    _log.info('Step %d: valid loss %.4f over %d clips.', step, values['loss'],
+              values['num_clips'])
+
+  def draw(self, step, state):
+    """A picture of the same clips each time, of the held-out ones if any."""
+    split = (self._valid or self._train).spread(step_lib.PICTURED)
+    with evaluate.batches(self._program, split, self._config) as batches:
+      batch = next(batches)
+    shown = jax.device_get(self._program.picture(state.best_params, batch))
+    if not self._main:
+      return
+    titles = [os.path.basename(split.source.name_of(i))
+              for i in range(len(split.source))]
+    folder = self._workdir / 'pictures'
+    folder.mkdir(exist_ok=True)
+    rgb = pictures.reconstruction(
+        *(shown[name][:len(titles)]
+          for name in ('original', 'removed', 'reconstruction')),
+        folder / f'step_{step:06d}.png', frontend=self._config.frontend,
+        titles=titles, step=step)
+    self._writer.image(step, 'reconstruction', rgb)
+    pictures.loss_curve(
+        self._workdir / record.NAME, self._workdir / 'loss_curve.png')
+
+  def save(self, step, state):
+    self._writer.flush()
+    self._checkpoints.save(step, state, self._meta)
+
+  def profile(self, step):
+    """Opens and closes the profiler's window, counted in this run's steps."""
+    log = self._config.log
+    if log.profile_start < 0:
+      return
+    if step == log.profile_start and not self._profiling:
+      jax.profiler.start_trace(str(self._workdir / 'profile'))
+      self._profiling = True
+    elif self._profiling and step >= log.profile_start + log.profile_steps:
+      self._end_profile()
+
+  def _end_profile(self):
+    if self._pending:
+      jax.block_until_ready(self._pending[-1][1])
+    jax.profiler.stop_trace()
+    self._profiling = False
+
+  def stopped(self, step, state):
+    """A signal came: everything is kept, and the next start goes on here."""
+    self.log(step)
+    self.save(step, state)
+    self._checkpoints.wait()
+    _log.warning(
+        'Stopped by a signal at step %d, which is saved in %s; the same '
+        'command goes on from there.', step, self._checkpoints.folder)
+
+  def finished(self, state):
+    step = int(state.step)
+    if not self._last:
+      _log.info('Nothing to do: the run already has its %d steps.', step)
+    losses = ', '.join(f'{name} {x:.4f}' for name, x in self._last.items())
+    self._checkpoints.wait()
+    _log.info(
+        'Done: %d steps%s. Checkpoint: %s  Loss curve: %s  Pictures: %s  '
+        'Record: %s', step, f', {losses}' if losses else '',
+        self._checkpoints.latest(), self._workdir / 'loss_curve.png',
+        self._workdir / 'pictures', self._workdir / record.NAME)
+
+  def close(self):
+    if self._profiling:
+      self._end_profile()
+    self._progress.close()
+    self._writer.close()

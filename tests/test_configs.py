@@ -1,0 +1,121 @@
+"""Every recipe loads, is typed, and its train step has the right shapes."""
+
+import importlib.util
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import step
+from audio_mae_jax.data import pipeline
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')),
+         *sorted((ROOT / 'configs').glob('*.py'))]
+
+
+def load(recipe):
+  spec = importlib.util.spec_from_file_location(
+      recipe, ROOT / 'configs' / f'{recipe}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def commands():
+  """(page, recipe, overrides) of every command line in the documentation."""
+  found = set()
+  for page in PAGES:
+    text = page.read_text().replace('\\\n', ' ')
+    for line in text.splitlines():
+      recipe = re.search(r'--config=configs/(\w+)\.py', line)
+      if recipe:
+        overrides = re.findall(r"--config\.([\w.]+)=('[^']*'|\S+)", line)
+        if overrides:  # recipes alone are traced anyway
+          found.add((page.name, recipe[1], tuple(overrides)))
+    # Overrides in a table are applied to the paper's recipe.
+    for row in re.findall(r'^\|.*\|$', text, re.M):
+      for cell in re.findall(r'`((?:--config\.[^`]+))`', row):
+        overrides = re.findall(r"--config\.([\w.]+)=('[^']*'|\S+)", cell)
+        found.add((page.name, 'pretrain_as2m', tuple(overrides)))
+  return sorted(found)
+
+
+def overridden(recipe, overrides):
+  """The recipe with flags applied, as the command line would."""
+  config = load(recipe).get_config()
+  for name, text in overrides:
+    *path, field = name.split('.')
+    node = config
+    for part in path:
+      node = node[part]
+    old, text = node[field], text.strip("'")
+    if isinstance(old, bool):
+      value = {'True': True, 'False': False}[text]
+    elif isinstance(old, tuple):
+      value = tuple(int(x) for x in text.strip('()').split(','))
+    else:
+      value = type(old)(text)
+    node[field] = value
+  return config_lib.typed(config)
+
+
+def check_step(config):
+  """Traces a whole train step; nothing is computed."""
+  program = step.build(config, steps_per_epoch=1000, devices=jax.devices()[:1])
+  b = config.train.batch_size
+  batch = {
+      'audio': jax.ShapeDtypeStruct((b, pipeline.clip_samples(config)),
+                                    jnp.float32),
+      'num_samples': jax.ShapeDtypeStruct((b,), jnp.int32),
+      'index': jax.ShapeDtypeStruct((b,), jnp.int32),
+      'valid': jax.ShapeDtypeStruct((b,), jnp.float32)}
+  state, metrics = jax.eval_shape(program.train_step, program.shapes, batch)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+      lambda x: (x.shape, x.dtype), program.shapes)
+  assert metrics['scalars']['loss'].shape == ()
+  assert metrics['scalars']['loss'].dtype == jnp.float32
+  assert metrics['clip_loss'].shape == (b,)
+  return program
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_traces_and_says_how_to_run_it(recipe):
+  module = load(recipe)
+  assert f'--config=configs/{recipe}.py' in module.__doc__
+  check_step(config_lib.typed(module.get_config()))
+
+
+def test_the_documentation_has_commands():
+  assert {'README.md', 'pretrain_folder.py'} <= {
+      page for page, _, _ in commands()}
+
+
+@pytest.mark.parametrize(
+    'page, recipe, overrides', commands(),
+    ids=lambda x: x if isinstance(x, str) else ','.join(map('='.join, x)))
+def test_a_documented_command_traces(page, recipe, overrides):
+  check_step(overridden(recipe, overrides))
+
+
+def test_the_papers_recipe_has_the_papers_numbers():
+  """Table 3, pre-training column, and section 4.2."""
+  c = config_lib.typed(load('pretrain_as2m').get_config())
+  o = c.optimizer
+  assert (o.b1, o.b2, o.weight_decay, o.base_lr, o.min_lr) == (
+      0.9, 0.95, 1e-4, 2e-4, 1e-6)
+  assert (o.warmup_epochs, c.train.epochs, c.train.batch_size) == (3, 32, 512)
+  assert (o.clip_norm, o.ema_decay) == (0, 0)
+  assert (c.frontend.mean, c.frontend.std) == (-4.2677393, 4.5689974)
+  assert c.augment.roll
+  assert (c.mask.name, c.mask.ratio) == ('unstructured', 0.8)
+  assert (c.patch.size, c.frontend.num_frames) == ((16, 16), 1024)
+  d = c.model.decoder
+  assert (d.name, d.depth, d.width, d.heads) == ('local', 16, 512, 16)
+  program = check_step(c)
+  assert sum(x.size for x in jax.tree.leaves(program.shapes.params)
+             ) == 136_336_128
