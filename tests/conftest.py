@@ -1,0 +1,11 @@
+"""Eight CPU devices for every test, set before jax is imported."""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# XLA sizes its thread pool by cores; with fewer threads than devices, queued
+# collectives wait for each other for good.
+os.environ.setdefault('NPROC', '16')
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '')
+    + ' --xla_force_host_platform_device_count=8').strip()
