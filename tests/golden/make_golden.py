@@ -1,0 +1,169 @@
+"""Reduces recorded outputs of the released code to what the tests compare with.
+
+  python tests/golden/make_golden.py FOLDER
+
+FOLDER holds the recordings; README.md here says what they are and how each file
+follows from them. Needs NumPy alone. Parameters and gradients are stored under
+this project's names and in its layout (tests/reference.py), large outputs as the
+elements that `goldens.sample` picks.
+"""
+
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import goldens  # noqa: E402  (found through the line above)
+import reference  # noqa: E402
+
+MAX_BYTES = 1_000_000  # of one file
+OUTPUT = 4096  # elements kept of an activation
+TABLES = ('pretrain_keys', 'pretrain_global_keys', 'pretrain_decay_groups',
+          'pretrain_init_stats')
+VARIANTS = {  # of the local decoder -> the noise that drew its mask
+    'random80': ('noise',), 'random50': ('noise',), 'no_shift': ('noise',),
+    'normpix_off': ('noise',),
+    'mask2d_t70_f30': ('noise_t', 'noise_f'),
+    'mask2d_t60_f50': ('noise_t', 'noise_f'),
+    'timeonly_t80': ('noise_t', 'noise_f'),
+    'freqonly_f75': ('noise_t', 'noise_f'),
+}
+# Their gradients differ by the mask only, which the first of them covers.
+NO_GRADIENTS = ('mask2d_t60_f50', 'timeonly_t80', 'freqonly_f75')
+
+
+def save(name, arrays):
+  path = HERE / f'{name}.npz'
+  np.savez_compressed(path, **arrays)
+  size = path.stat().st_size
+  print(f'{path.name}: {size / 1000:.0f} kB, {len(arrays)} arrays')
+  assert size < MAX_BYTES, f'{path.name} has {size} bytes, over {MAX_BYTES}.'
+
+
+def parameters(source, prefix='param/'):
+  return {f'param/{name}': array
+          for name, array in reference.load(source, prefix).items()}
+
+
+def samples(source, prefix, to):
+  return {f'{to}{name}': goldens.sample(array)
+          for name, array in reference.load(source, prefix).items()}
+
+
+def outputs(source, prefix='', to=''):
+  """Mask, latents, prediction and both losses of one forward pass."""
+  return {
+      f'{to}removed': np.packbits(source[f'{prefix}mask'] > 0, axis=1),
+      f'{to}ids_restore': source[f'{prefix}ids_restore'].astype(np.int16),
+      f'{to}latent': goldens.sample(source[f'{prefix}latent'], OUTPUT),
+      f'{to}pred': goldens.sample(source[f'{prefix}pred'], OUTPUT),
+      f'{to}loss_pix': source[f'{prefix}loss_pix'],
+      f'{to}loss_normpix': source[f'{prefix}loss_normpix'],
+  }
+
+
+def local(folder):
+  """64 x 8 patches of 4 x 4 pixels, 16 local blocks, eight variants."""
+  source = np.load(folder / 'pretrain_swin_tiny_variants.npz')
+  every = parameters(source)
+  first = {name: array for name, array in every.items()
+           if name.startswith('param/decoder/blocks/0')}
+  save('local_params_0', first)  # in two halves, to stay below the limit
+  save('local_params_1', {name: every[name] for name in every
+                          if name not in first})
+  arrays = {'spectrograms': source['imgs'][:, 0]}
+  for variant, noises in VARIANTS.items():
+    arrays |= outputs(source, f'{variant}/', f'{variant}/')
+    arrays |= {f'{variant}/{noise}': source[f'{variant}/{noise}']
+               for noise in noises}
+    if variant not in NO_GRADIENTS:
+      arrays |= samples(source, f'{variant}/grad/', f'{variant}/grad/')
+  save('local', arrays)
+
+
+def local_dropout(folder):
+  """The same in train mode: dropout in the network of relative positions."""
+  source = np.load(folder / 'pretrain_swin_tiny_trainmode.npz')
+  stack = lambda name: np.packbits(np.stack(
+      [source[f'{name}/block{i}'] for i in range(16)]), axis=-1)
+  save('local_dropout', {
+      'keep1': stack('keep1'), 'keep2': stack('keep2'),
+      'pred': goldens.sample(source['pred'], OUTPUT), 'loss': source['loss'],
+      **samples(source, 'grad/', 'grad/')})
+
+
+def local_released_size(folder):
+  """1024 x 128 in patches of 16 x 16; the first clip and two decoder blocks."""
+  source = np.load(folder / 'pretrain_swin_small.npz')
+  deep = [f'param/decoder/blocks/{i:02d}/' for i in range(2, 16)]
+  save('local_16_params', {
+      name: array for name, array in parameters(source).items()
+      if not name.startswith(tuple(deep))})
+  save('local_16', {
+      'spectrograms': source['imgs'][:1, 0], 'noise': source['noise'][:1],
+      'first_patches': source['target_patchified'][:1],
+      'removed': np.packbits(source['mask'][:1] > 0, axis=1),
+      'ids_restore': source['ids_restore'][:1].astype(np.int16),
+      'latent': goldens.sample(source['latent'][:1], OUTPUT),
+      'block_0': source['act/dec_block0'][:1],
+      'block_1': source['act/dec_block1'][:1],
+      'bias_1': source['rel_pos_bias_block1'],
+      'attention_mask_1': source['attn_mask_block1'].astype(np.int8),
+      'log_offsets': source['relative_coordinates_log']})
+
+
+def global_(folder):
+  """256 x 128 in patches of 16 x 16, four global blocks; all gradients."""
+  source = np.load(folder / 'pretrain_global_small.npz')
+  save('global', {
+      'spectrograms': source['imgs'][:, 0], 'noise': source['noise'],
+      **parameters(source), **outputs(source),
+      **samples(source, 'grad/', 'grad/'),
+      **samples(source, 'normpix_off/grad/', 'normpix_off/grad/')})
+
+
+def training(folder):
+  """Nine optimizer steps from the parameters in global.npz."""
+  source = np.load(folder / 'engine_pretrain_global.npz')
+  save('training', {
+      'spectrograms': source['imgs'][:, :, 0],
+      **{name: source[name] for name in
+         ('noises', 'losses', 'lrs', 'grad_norms')},
+      **samples(source, 'final/', 'final/')})
+
+
+def schedules(folder):
+  source = np.load(folder / 'lr_schedules.npz')
+  arrays = {}
+  for run in ('pretrain_as2m', 'finetune_as2m', 'finetune_as20k'):
+    arrays[f'{run}/settings'] = source[f'{run}/settings']
+    arrays[f'{run}/step'] = source[f'{run}/iter_epoch'][:, 0].astype(np.int32)
+    arrays[f'{run}/lr'] = source[f'{run}/lr_group0_group13'][:, 0]
+  save('schedules', arrays)
+
+
+def positions(folder):
+  source = np.load(folder / 'pos_embed.npz')
+  save('positions', {
+      str(width): goldens.sample(source[name], 4 * OUTPUT)
+      for width, name in ((768, 'pos_embed_768'),
+                          (512, 'decoder_pos_embed_512'))})
+
+
+def main():
+  if len(sys.argv) != 2:
+    sys.exit(__doc__)
+  folder = pathlib.Path(sys.argv[1])
+  for make in (local, local_dropout, local_released_size, global_, training,
+               schedules, positions):
+    make(folder)
+  for name in TABLES:
+    shutil.copyfile(folder / f'{name}.tsv', HERE / f'{name}.tsv')
+
+
+if __name__ == '__main__':
+  main()
