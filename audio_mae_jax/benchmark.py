@@ -1,0 +1,165 @@
+"""How fast a recipe runs on this machine, for any task.
+
+  python -m audio_mae_jax.benchmark --config=configs/pretrain_as2m.py
+
+Prints a table and writes the same numbers as JSON. Settings of the recipe are
+flags, as in training (--config.train.batch_size=64). Nothing is written to the
+run's work directory.
+"""
+
+import json
+import os
+import pathlib
+
+from absl import flags
+import jax
+
+from audio_mae_jax import cli
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import measure
+
+_STEPS = flags.DEFINE_integer(
+    'steps', measure.Options.steps, 'Steps timed in each measurement.')
+_WARMUP = flags.DEFINE_integer(
+    'warmup', measure.Options.warmup, 'Steps before, not timed.')
+_INPUT = flags.DEFINE_enum(
+    'input', measure.Options.input, list(measure.INPUTS), '; '.join(
+        f'{name}: {what}' for name, what in measure.INPUTS.items()))
+_PART = flags.DEFINE_enum(
+    'part', measure.Options.part, list(measure.PARTS), '; '.join(
+        f'{name}: {what}' for name, what in measure.PARTS.items()))
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'JSON file; by default benchmark_NAME.json in this folder.')
+
+
+def benchmark(config: config_lib.Config):
+  """Measures as the flags say, prints, and writes."""
+  options = measure.Options(
+      _STEPS.value, _WARMUP.value, _INPUT.value, _PART.value)
+  path = pathlib.Path(_OUTPUT.value or f'benchmark_{config.name}.json')
+  check_output(path)
+  result = measure.measure(config, options)
+  if jax.process_index() == 0:
+    print(table(result))
+    path.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n')
+    print(f'\nWritten to {path.resolve()}')
+
+
+def check_output(path: pathlib.Path):
+  """Now rather than after minutes of measuring."""
+  if not os.access(path.parent, os.W_OK) or path.is_dir():
+    raise ValueError(
+        f'Cannot write {str(path)!r}: it is a folder, or is not in one that '
+        'you may write to. Give another file: --output=FILE.json.')
+
+
+def table(result: dict) -> str:
+  """The measurements, a line for each."""
+  lines = _setup(result)
+  for name, describe in _LINES.items():
+    if name in result:
+      lines += describe(result[name])
+  return '\n'.join(f'{label:16} {text}' for label, text in lines)
+
+
+def _setup(result):
+  x = result['setup']
+  bad = f', {x["bad_files"]} bad files' if x['bad_files'] else ''
+  return [
+      ('recipe', f'{result["recipe"]}, task {result["task"]}'),
+      ('devices', (
+          f'{x["devices"]} x {x["device"]} as mesh {x["mesh"]}, '
+          f'{x["processes"]} process(es), {x["cores"]} cores, '
+          f'jax {x["jax"]}')),
+      ('batch', (
+          f'{x["batch_size"]} clips of {x["clip_s"]:g} s, {x["dtype"]}, '
+          f'remat {x["remat"]}, scan_layers {x["scan_layers"]}')),
+      ('clips', x['source'] + bad),
+      ('work', _flops(result['flops_per_clip']['step']) + ' a clip and step')]
+
+
+def _start(x):
+  return [('to first step', (
+      f'{_time(x["to_first_step_s"])}: lowering {_time(x["lower_s"])}, '
+      f'compiling {_time(x["compile_s"])}, parameters {_time(x["init_s"])}, '
+      f'step {_time(x["first_step_s"])}'))]
+
+
+def _step(x):
+  return [('step', (
+      f'{_time(x["median_s"])} median, {_time(x["p10_s"])} to '
+      f'{_time(x["p90_s"])} (p10 to p90), {_time(x["min_s"])} least; '
+      f'{_time(x["cpu_s"])} of CPU'))]
+
+
+def _throughput(x):
+  return [('throughput', (
+      f'{x["clips_per_s"]:.4g} clips/s, {_time(x["step_s"])} a step without '
+      'waiting for each'))]
+
+
+def _work(x):
+  peak = ('the data sheet of this device is not in flops.py'
+          if x['peak_tflops'] is None else
+          f'{x["of_peak"]:.1%} of the bfloat16 peak of {x["peak_tflops"]:g}')
+  return [('model TFLOP/s', (
+      f'{x["model_tflops"]:.4g}; {peak}; {x["of_dense"]:.1%} of a square '
+      f'product\'s {x["dense_tflops"]:.4g}'))]
+
+
+def _compiler(x):
+  temp, arguments, output, alias = (
+      _bytes(x[f'{name}_bytes_per_device'])
+      for name in ('temp', 'argument', 'output', 'alias'))
+  return [
+      ('XLA counts', (
+          f'{_flops(x["flops_per_clip"])} and {_bytes(x["bytes_per_clip"])} '
+          'moved a clip (loops once)')),
+      ('device memory', (
+          f'{temp} temporary, {arguments} arguments, {output} results of which '
+          f'{alias} in place'))]
+
+
+def _prepare(x):
+  return [('prepare alone', (
+      f'{_time(x["median_s"])}, {x["of_step"]:.1%} of the step'))]
+
+
+def _input(x):
+  return [('input alone', (
+      f'{x["clips_per_s"]:.4g} clips/s, {_time(x["cpu_s_per_clip"])} of CPU a '
+      'clip'))]
+
+
+def _fed(x):
+  return [('step with input', (
+      f'{x["clips_per_s"]:.4g} clips/s, {_time(x["step_s"])} a step, '
+      f'{x["waiting"]:.1%} of it waiting'))]
+
+
+def _memory(x):
+  return [('peak memory', (
+      f'{_bytes(x["device_bytes"])} on the device, '
+      f'{_bytes(x["process_bytes"])} of the process'))]
+
+
+def _time(seconds):
+  return f'{seconds:.3g} s' if seconds >= 1 else f'{1e3 * seconds:.3g} ms'
+
+
+def _flops(number):
+  return '-' if number is None else f'{number / 1e9:.4g} GFLOP'
+
+
+def _bytes(number):
+  return '-' if number is None else f'{number / 1e9:.3g} GB'
+
+
+_LINES = {
+    'start': _start, 'step': _step, 'throughput': _throughput, 'work': _work,
+    'compiler': _compiler, 'prepare': _prepare, 'input': _input, 'fed': _fed,
+    'memory_peak': _memory}
+
+
+if __name__ == '__main__':
+  cli.run(benchmark)

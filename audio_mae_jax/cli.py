@@ -1,0 +1,74 @@
+"""What the commands of this package share: the recipe's flag, and how an error
+that the user can mend is told."""
+
+import functools
+import logging
+import os
+import pathlib
+import sys
+import traceback
+
+from absl import app
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+import tqdm
+
+from audio_mae_jax import config as config_lib
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Recipe, e.g. configs/pretrain_as2m.py.')
+
+
+def named(config, file: str):
+  """`config` with its run named after the recipe's file, if it has no name."""
+  if not config.name:
+    config.name = pathlib.Path(file.split(':')[0]).stem
+  return config
+
+
+def is_users(error: BaseException) -> bool:
+  """Whether this package raised `error` on purpose, to tell the user."""
+  frames = traceback.extract_tb(error.__traceback__)
+  home = os.path.dirname(os.path.abspath(__file__)) + os.sep
+  return (isinstance(error, (ValueError, OSError, ImportError, RuntimeError))
+          and bool(frames) and frames[-1].filename.startswith(home))
+
+
+class _Terminal(logging.Handler):
+  """Lines above a progress bar, without timestamps."""
+
+  def emit(self, record):
+    tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_terminal():
+  """Shows this package's messages, and of the libraries only warnings."""
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  ours = logging.getLogger('audio_mae_jax')
+  ours.setLevel(logging.INFO)
+  ours.handlers = [_Terminal()]
+  ours.propagate = False
+
+
+def run(action):
+  """Calls `action(config)` with the recipe of the command line, and exits."""
+  app.run(functools.partial(_main, action))
+
+
+def _main(action, argv):
+  if len(argv) > 1:
+    raise app.UsageError(
+        f'Unexpected argument {argv[1]!r}; settings are given as '
+        '--config.FIELD=VALUE.')
+  if _CONFIG.value is None:
+    raise app.UsageError('Give a recipe: --config=configs/quickstart.py.')
+  log_to_terminal()
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  try:
+    action(config_lib.typed(named(_CONFIG.value, file)))
+  except Exception as error:
+    if not is_users(error):
+      raise
+    print(f'\nerror: {error}', file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,28 @@
+"""What the commands share; test_main.py runs one of them."""
+
+import pytest
+
+from audio_mae_jax import cli
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import optim
+
+
+def test_a_run_is_named_after_its_recipe():
+  assert cli.named(config_lib.default(), 'configs/demo.py:x').name == 'demo'
+  config = config_lib.default()
+  config.name = 'mine'
+  assert cli.named(config, 'configs/demo.py').name == 'mine'
+
+
+def raised(call):
+  with pytest.raises(Exception) as caught:
+    call()
+  return caught.value
+
+
+def test_only_what_this_package_raised_for_the_user_is_the_users():
+  settings = config_lib.Optimizer(warmup_epochs=9)
+  assert cli.is_users(raised(lambda: optim.schedule(settings, 8, 1, 2)))
+  # The same kind of error out of a library, or from a mistake of ours.
+  assert not cli.is_users(raised(lambda: int('x')))
+  assert not cli.is_users(raised(lambda: config_lib.default().missing))
