@@ -127,6 +127,7 @@ class Data:
   on_bad: str = 'skip'  # unreadable, empty, truncated, NaN audio: skip or stop
   max_bad_fraction: float = 0.02  # of the files; above it the run stops
   num_threads: int = 0  # decoding; 0: one per core, at most 16
+  cache_gb: float = 0.0  # of decoded clips kept in memory, for small sets
   prefetch_batches: int = 2  # ready on the device ahead of the step
 
 

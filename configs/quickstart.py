@@ -15,6 +15,7 @@ def get_config():
   config.data.train = dict(name='demo', split='train', segment_s=2.0)
   config.data.valid = dict(name='demo', split='valid', segment_s=2.0)
   config.data.clip_s = 2.0
+  config.data.cache_gb = 1.0  # all of it: decoding Opus costs as much as a step
   config.frontend.num_frames = 192  # of the 198 in 2 s: 12 patches of 16
   config.frontend.mean = -6.5829  # of the train split
   config.frontend.std = 4.7089

@@ -26,6 +26,7 @@ import functools
 import math
 import os
 import sys
+import threading
 
 import grain
 import jax
@@ -129,6 +130,34 @@ def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
     batches.close()
 
 
+class _Memory:
+  """Whole clips at the model's rate, decoded once; safe in threads.
+
+  Clips stay up to `max_bytes` in all; beyond that they are decoded at each use,
+  also as a whole, so that what a clip sounds like does not depend on what was
+  read before it (a coded file decodes differently from its middle).
+  """
+
+  def __init__(self, max_bytes, load, rate_hz):
+    self._free = max_bytes
+    self._load, self._rate_hz = load, rate_hz
+    self._lock = threading.Lock()
+    self._kept = {}
+
+  def item(self, index, item):
+    """`item` with its samples in place of its file."""
+    samples = self._kept.get(index)
+    if samples is None:
+      samples = self._load(
+          item, num_samples=sys.maxsize, crop='start', rng=None)
+      with self._lock:
+        if index not in self._kept and samples.nbytes <= self._free:
+          self._kept[index] = samples
+          self._free -= samples.nbytes
+    return {'audio': samples, 'sample_rate_hz': self._rate_hz,
+            'id': item['id']}
+
+
 class _Clips:
   """Rows of a batch from the clips of a source; safe in threads."""
 
@@ -139,10 +168,15 @@ class _Clips:
     self._source = source
     self._report = report
     self._num_samples = clip_samples(cfg)
-    self._load = functools.partial(
-        audio_io.load, sample_rate_hz=cfg.frontend.sample_rate_hz,
-        num_samples=self._num_samples, crop=crop, resample=cfg.data.resample,
+    rate_hz = cfg.frontend.sample_rate_hz
+    load = functools.partial(
+        audio_io.load, sample_rate_hz=rate_hz, resample=cfg.data.resample,
         min_samples=frontend.min_samples(cfg.frontend))
+    self._load = functools.partial(
+        load, num_samples=self._num_samples, crop=crop)
+    self._memory = None
+    if cfg.data.cache_gb:
+      self._memory = _Memory(int(cfg.data.cache_gb * 1e9), load, rate_hz)
 
   def replaced(self, index, rng):
     """The row of clip `index` or, where that is bad, of the next good one."""
@@ -173,7 +207,8 @@ class _Clips:
   def _row(self, index, rng):
     item = self._source[index]
     try:
-      samples = self._load(item, rng=rng)
+      samples = self._load(
+          self._memory.item(index, item) if self._memory else item, rng=rng)
     except audio_io.BadAudio as error:
       # The parts of one file share its name: a bad file counts once.
       is_path = isinstance(item['audio'], (str, os.PathLike))

@@ -222,3 +222,31 @@ def test_wrong_settings_are_refused_before_any_batch(
   with pytest.raises(ValueError, match=message):
     pipeline.train_batches(source, settings(**make), report=bad_files(source),
                            process_count=2)
+
+
+@pytest.mark.parametrize('crop', ['random', 'cyclic'])
+def test_a_clip_in_memory_is_decoded_once_and_not_changed(
+    write, settings, tmp_path, monkeypatch, crop):
+  rng = np.random.default_rng(0)
+  for i in range(3):
+    write(f'{i}.wav', rng.uniform(-0.5, 0.5, 4000 + i))
+  source = sources.make(
+      config.Source(name='folder', path=str(tmp_path)), config.Data())
+  expected = batching.train(source, settings(crop=crop), 6)
+  opened = []
+  read_file = audio_io._File
+
+  def counted(path):
+    opened.append(path)
+    return read_file(path)
+
+  monkeypatch.setattr(audio_io, '_File', counted)
+  cached = settings(crop=crop, cache_gb=1.0, num_threads=1)
+  batching.assert_equal(expected, batching.train(source, cached, 6))
+  # 24 rows and more; threads may meet at a clip that none has decoded yet.
+  assert 3 <= len(opened) <= 8
+  # With room for one clip only, the others are decoded at each use.
+  opened.clear()
+  small = settings(crop=crop, cache_gb=4001 * 4 / 1e9, num_threads=1)
+  batching.assert_equal(expected, batching.train(source, small, 6))
+  assert len(opened) > 12
