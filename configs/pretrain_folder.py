@@ -12,7 +12,7 @@ from audio_mae_jax import config as config_lib
 
 def get_config():
   config = config_lib.default()
-  config.data.train = dict(name='folder', segment_s=10.0)
+  config.data.train.update(name='folder', segment_s=10.0)
   config.data.crop = 'cyclic'
 
   config.model.encoder.variant = 'S'

@@ -12,8 +12,8 @@ from audio_mae_jax import config as config_lib
 def get_config():
   config = config_lib.default()
 
-  config.data.train = dict(name='demo', split='train', segment_s=2.0)
-  config.data.valid = dict(name='demo', split='valid', segment_s=2.0)
+  config.data.train.update(name='demo', split='train', segment_s=2.0)
+  config.data.valid.update(name='demo', split='valid', segment_s=2.0)
   config.data.clip_s = 2.0
   config.data.cache_gb = 1.0  # all of it: decoding Opus costs as much as a step
   config.frontend.num_frames = 192  # of the 198 in 2 s: 12 patches of 16

@@ -32,8 +32,8 @@ VARIANTS = {  # of the local decoder -> the noise that drew its mask
     'timeonly_t80': ('noise_t', 'noise_f'),
     'freqonly_f75': ('noise_t', 'noise_f'),
 }
-# Their gradients differ by the mask only, which the first of them covers.
-NO_GRADIENTS = ('mask2d_t60_f50', 'timeonly_t80', 'freqonly_f75')
+MASK_ONLY = ('mask2d_t60_f50', 'timeonly_t80')
+GRADIENTS = ('no_shift', 'normpix_off')
 
 
 def save(name, arrays):
@@ -54,15 +54,15 @@ def samples(source, prefix, to):
           for name, array in reference.load(source, prefix).items()}
 
 
-def outputs(source, prefix='', to=''):
+def outputs(source, prefix=''):
   """Mask, latents, prediction and both losses of one forward pass."""
   return {
-      f'{to}removed': np.packbits(source[f'{prefix}mask'] > 0, axis=1),
-      f'{to}ids_restore': source[f'{prefix}ids_restore'].astype(np.int16),
-      f'{to}latent': goldens.sample(source[f'{prefix}latent'], OUTPUT),
-      f'{to}pred': goldens.sample(source[f'{prefix}pred'], OUTPUT),
-      f'{to}loss_pix': source[f'{prefix}loss_pix'],
-      f'{to}loss_normpix': source[f'{prefix}loss_normpix'],
+      'removed': np.packbits(source[f'{prefix}mask'] > 0, axis=1),
+      'ids_restore': source[f'{prefix}ids_restore'].astype(np.int16),
+      'latent': goldens.sample(source[f'{prefix}latent'], OUTPUT),
+      'pred': goldens.sample(source[f'{prefix}pred'], OUTPUT),
+      'loss_pix': source[f'{prefix}loss_pix'],
+      'loss_normpix': source[f'{prefix}loss_normpix'],
   }
 
 
@@ -77,11 +77,13 @@ def local(folder):
                           if name not in first})
   arrays = {'spectrograms': source['imgs'][:, 0]}
   for variant, noises in VARIANTS.items():
-    arrays |= outputs(source, f'{variant}/', f'{variant}/')
-    arrays |= {f'{variant}/{noise}': source[f'{variant}/{noise}']
-               for noise in noises}
-    if variant not in NO_GRADIENTS:
-      arrays |= samples(source, f'{variant}/grad/', f'{variant}/grad/')
+    found = outputs(source, f'{variant}/')
+    if variant in MASK_ONLY:
+      found = {name: found[name] for name in ('removed', 'ids_restore')}
+    if variant in GRADIENTS:
+      found |= samples(source, f'{variant}/grad/', 'grad/')
+    found |= {noise: source[f'{variant}/{noise}'] for noise in noises}
+    arrays |= {f'{variant}/{name}': array for name, array in found.items()}
   save('local', arrays)
 
 
@@ -109,7 +111,6 @@ def local_released_size(folder):
       'removed': np.packbits(source['mask'][:1] > 0, axis=1),
       'ids_restore': source['ids_restore'][:1].astype(np.int16),
       'latent': goldens.sample(source['latent'][:1], OUTPUT),
-      'block_0': source['act/dec_block0'][:1],
       'block_1': source['act/dec_block1'][:1],
       'bias_1': source['rel_pos_bias_block1'],
       'attention_mask_1': source['attn_mask_block1'].astype(np.int8),
