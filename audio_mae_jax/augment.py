@@ -70,10 +70,13 @@ def apply_roll(
 def gain(
     rng: jax.Array, audio: jax.Array, concentration: float) -> jax.Array:
   """[B, S] -> [B, S]: each clip times its draw of Beta(c, c) + 0.5."""
-  if concentration <= 0:
+  if concentration <= 0.5:
     raise ValueError(
-        f'augment.gain_concentration={concentration:g} must be positive. At '
+        f'augment.gain_concentration={concentration:g} must be above 0.5. At '
         f'10, the paper\'s, gains spread by 0.11 around 1; 0 is for no gain.')
-  factor = 0.5 + jax.random.beta(
-      rng, concentration, concentration, audio.shape[:1], jnp.float32)
+  # Ulrich's formula, exact for equal parameters. jax.random.beta rejects in
+  # loops, whose compilation costs more than the whole front end's.
+  angle, height = jax.random.uniform(rng, (2, audio.shape[0]), jnp.float32)
+  radius = jnp.sqrt(1 - height ** (2 / (2 * concentration - 1)))
+  factor = 1 + 0.5 * jnp.cos(2 * jnp.pi * angle) * radius
   return audio * factor[:, None]

@@ -159,6 +159,9 @@ class Bookkeeper:
         folder / f'step_{step:06d}.png', frontend=self._config.frontend,
         titles=titles, step=step)
     self._writer.image(step, 'reconstruction', rgb)
+    self.draw_curve()
+
+  def draw_curve(self):
     pictures.loss_curve(
         self._workdir / record.NAME, self._workdir / 'loss_curve.png')
 
@@ -193,16 +196,24 @@ class Bookkeeper:
         'command goes on from there.', step, self._checkpoints.folder)
 
   def finished(self, state):
+    """One line: how it ended, and where everything is."""
     step = int(state.step)
-    if not self._last:
-      _log.info('Nothing to do: the run already has its %d steps.', step)
-    losses = ', '.join(f'{name} {x:.4f}' for name, x in self._last.items())
     self._checkpoints.wait()
-    _log.info(
-        'Done: %d steps%s. Checkpoint: %s  Loss curve: %s  Pictures: %s  '
-        'Record: %s', step, f', {losses}' if losses else '',
-        self._checkpoints.latest(), self._workdir / 'loss_curve.png',
-        self._workdir / 'pictures', self._workdir / record.NAME)
+    if not self._main:
+      return
+    if self._last:
+      self.draw_curve()
+      end = ', '.join(f'{name} {x:.4f}' for name, x in self._last.items())
+      end = f'Done: {step} steps, {end}.'
+    else:
+      end = f'Nothing to do: the run already has its {step} steps.'
+    places = {'Checkpoint': self._checkpoints.latest(),
+              'Loss curve': self._workdir / 'loss_curve.png',
+              'Pictures': self._workdir / 'pictures',
+              'Record': self._workdir / record.NAME}
+    _log.info('%s %s', end, '  '.join(
+        f'{name}: {place}' for name, place in places.items()
+        if place and place.exists()))
 
   def close(self):
     if self._profiling:

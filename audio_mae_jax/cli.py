@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 
@@ -32,7 +33,8 @@ def is_users(error: BaseException) -> bool:
   frames = traceback.extract_tb(error.__traceback__)
   home = os.path.dirname(os.path.abspath(__file__)) + os.sep
   return (isinstance(error, (ValueError, OSError, ImportError, RuntimeError))
-          and bool(frames) and frames[-1].filename.startswith(home))
+          and bool(frames) and frames[-1].filename.startswith(home)
+          and frames[-1].line.startswith('raise '))
 
 
 class _Terminal(logging.Handler):
@@ -53,22 +55,42 @@ def log_to_terminal():
 
 def run(action):
   """Calls `action(config)` with the recipe of the command line, and exits."""
-  app.run(functools.partial(_main, action))
+  app.run(functools.partial(_main, action), flags_parser=_parse)
+
+
+def _parse(argv):
+  """Reads the flags; ml_collections raises for a setting that it has not."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    text = ' '.join(str(error).replace('\\n', ' ').split())
+    typo = re.search(r'Did you mean "(.+)" instead of "(.+)"\?', text)
+    if typo:
+      text = f'There is no setting {typo[2]!r}. Did you mean {typo[1]!r}?'
+    _stop(f'{text} Settings are given as --config.FIELD=VALUE; '
+          'audio_mae_jax/config.py lists them.')
 
 
 def _main(action, argv):
   if len(argv) > 1:
-    raise app.UsageError(
-        f'Unexpected argument {argv[1]!r}; settings are given as '
-        '--config.FIELD=VALUE.')
+    _stop(f'Unexpected argument {argv[1]!r}; settings are given as '
+          '--config.FIELD=VALUE.')
   if _CONFIG.value is None:
-    raise app.UsageError('Give a recipe: --config=configs/quickstart.py.')
+    _stop('Give a recipe: --config=configs/quickstart.py.')
   log_to_terminal()
-  file = config_flags.get_config_filename(flags.FLAGS['config'])
   try:
-    action(config_lib.typed(named(_CONFIG.value, file)))
+    recipe = named(
+        _CONFIG.value, config_flags.get_config_filename(flags.FLAGS['config']))
+  except OSError as error:  # a missing file is told of at the first use
+    _stop(error)
+  try:
+    action(config_lib.typed(recipe))
   except Exception as error:
     if not is_users(error):
       raise
-    print(f'\nerror: {error}', file=sys.stderr)
-    sys.exit(1)
+    _stop(error)
+
+
+def _stop(message):
+  print(f'\nerror: {message}', file=sys.stderr)
+  sys.exit(1)

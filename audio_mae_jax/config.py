@@ -41,7 +41,7 @@ class Frontend:
 class Augment:
   """Waveform augmentation, in the step (paper, section 4.3 and table 3)."""
   roll: bool = True  # cyclic shift by a uniform number of samples
-  gain_concentration: float = 10.0  # gain = Beta(c, c) + 0.5; 0 switches it off
+  gain_concentration: float = 10.0  # gain = Beta(c, c) + 0.5; 0: no gain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  every_steps: int = 0  # 0: at the end of each epoch
+  every_steps: int = 0  # 0: at the end of each epoch; -1: never
   keep: int = 3  # newest ones kept
   keep_every_steps: int = 0  # and each multiple of this for good; 0: none
 
@@ -172,7 +172,7 @@ class Checkpoint:
 @dataclasses.dataclass(frozen=True)
 class Log:
   every_steps: int = 50
-  eval_every_steps: int = 0  # 0: at the end of each epoch
+  eval_every_steps: int = 0  # 0: at the end of each epoch; -1: never
   picture_every_steps: int = 0  # 0: at the end of each epoch; -1: never
   progress: bool = True  # bar on the terminal
   tensorboard: bool = True

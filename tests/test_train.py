@@ -135,6 +135,26 @@ def test_a_run_after_sigterm_ends_with_the_same_bits(
   assert lines(tmp_path) == lines(whole[0])
 
 
+def test_a_run_on_a_mesh_has_the_losses_of_one_device(whole, tmp_path):
+  train.train(tiny(tmp_path, **{'mesh.data': 2, 'mesh.fsdp': 2}),
+              devices=jax.devices()[:4])
+  mesh, one = lines(tmp_path), lines(whole[0])
+  # Sums in another order, through 12 updates at a high learning rate.
+  np.testing.assert_allclose(
+      [x['train/loss'] for x in mesh], [x['train/loss'] for x in one],
+      rtol=1e-5)
+
+
+def test_the_profiler_and_the_average_can_be_switched_on(tmp_path):
+  state = run(tiny(tmp_path, **{
+      'log.profile_start': 3, 'log.profile_steps': 2, 'train.steps': 6,
+      'optimizer.ema_decay': 0.9}))
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+  same = [np.array_equal(a, b) for a, b in zip(
+      jax.tree.leaves(state.params), jax.tree.leaves(state.ema))]
+  assert not all(same)
+
+
 def test_a_finished_run_does_nothing_more(whole, tmp_path, caplog):
   shutil.copytree(whole[0], tmp_path / 'copy')
   before = (tmp_path / 'copy' / record.NAME).read_bytes()
