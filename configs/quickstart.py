@@ -2,8 +2,8 @@
 
   python -m audio_mae_jax.main --config=configs/quickstart.py
 
-52 minutes of speech, music and effects in 2-second clips, an encoder of 6 and a
-local decoder of 4 layers. It leaves runs/quickstart.
+52 minutes of speech, music and effects in 2-second clips, an encoder and a local
+decoder of 4 layers each. It leaves runs/quickstart.
 """
 
 from audio_mae_jax import config as config_lib
@@ -20,15 +20,15 @@ def get_config():
   config.frontend.mean = -6.5829  # of the train split
   config.frontend.std = 4.7089
 
-  config.model.encoder.update(width=192, depth=6, heads=3)
+  config.model.encoder.update(width=128, depth=4, heads=4)
   config.model.decoder.update(width=128, depth=4, heads=4, shift=(2, 2))
   # Raw targets, as in the paper's own pictures (section 4.6): the loss and the
   # pictures then show the same thing.
   config.objective.normalize_patches = False
 
-  config.optimizer.base_lr = 4e-3
+  config.optimizer.base_lr = 0.05
   config.optimizer.warmup_epochs = 1.0
-  config.train.batch_size = 32
-  config.train.epochs = 8.0
-  config.log.every_steps = 10
+  config.train.batch_size = 16
+  config.train.epochs = 12.0
+  config.log.every_steps = 20
   return config
