@@ -5,7 +5,8 @@ One mesh of two axes: 'data' (each member holds a copy of the parameters) and
 """
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from audio_mae_jax import config as config_lib

@@ -9,3 +9,6 @@ os.environ.setdefault('NPROC', '16')
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
     + ' --xla_force_host_platform_device_count=8').strip()
+# Compiling is most of the time that tests take, and takes half as long without
+# LLVM's optimisation; what is computed is the same.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')

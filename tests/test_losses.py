@@ -1,10 +1,10 @@
 """Objectives against the released code and against loops in NumPy."""
 
+import goldens
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import goldens
 from audio_mae_jax import config
 from audio_mae_jax import losses
 from audio_mae_jax import patches

@@ -3,12 +3,13 @@
 import functools
 import re
 
+import goldens
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-import goldens
 from audio_mae_jax import config
 from audio_mae_jax import masking
 
@@ -249,9 +250,9 @@ RANGE = 'Give a ratio between 0.0104 and 0.99'
     (dict(name='time_freq', freq_ratio=0.0), 'mask.freq_ratio=0.0 keeps 8'),
     (dict(name='block', ratio=1.0), 'mask.ratio=1.0 keeps 0 of 96'),
     (dict(name='inverse_block', ratio=0.0), 'mask.ratio=0.0 keeps 96 of 96'),
-    (dict(name='block', block=(13, 2)), 'mask.block=(13, 2) does not fit a grid '
-     'of 12 x 8 patches (time x frequency); give 1..12 x 1..8.'),
-    (dict(name='inverse_block', block=(0, 2)), 'mask.block=(0, 2) does not fit'),
+    (dict(name='block', block=(13, 2)), 'mask.block=(13, 2) does not fit a '
+     'grid of 12 x 8 patches (time x frequency); give 1..12 x 1..8.'),
+    (dict(name='inverse_block', block=(0, 2)), 'mask.block=(0, 2) does not'),
     (dict(name='blocks'), "mask.name='blocks' is not known. Did you mean "
      "'block'? Known: unstructured, time, freq, time_freq, block,"),
     (dict(name='time', ratio=0.5), "mask.ratio=0.5 has no effect with "

@@ -2,15 +2,15 @@
 
 import re
 
+import goldens
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-import goldens
 import reference
 import tiny
+
 from audio_mae_jax import config
 from audio_mae_jax import masking
 from audio_mae_jax import optim
@@ -35,7 +35,7 @@ def test_the_schedule_equals_the_released_one(run):
       rate(golden['step']), golden['lr'], rtol=2e-6, atol=1e-7 * peak)
 
 
-def test_the_schedule_starts_at_zero_peaks_after_warm_up_and_ends_at_its_floor():
+def test_the_schedule_rises_from_zero_to_its_peak_and_falls_to_its_floor():
   settings = config.Optimizer(base_lr=2e-4, min_lr=1e-6, warmup_epochs=3.0)
   rate = optim.schedule(settings, 512, 10, 100)
   assert rate(0) == 0

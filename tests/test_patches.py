@@ -2,10 +2,10 @@
 
 import re
 
+import goldens
 import numpy as np
 import pytest
 
-import goldens
 from audio_mae_jax import config
 from audio_mae_jax import patches
 
@@ -57,7 +57,8 @@ def test_patches_equal_the_released_code():
 def test_unpatchify_undoes_patchify(name):
   patch, (t, f), (gt, gf) = layout(name)
   x = np.random.default_rng(0).normal(size=(2, t, f)).astype(np.float32)
-  back = np.asarray(patches.unpatchify(patches.patchify(x, patch), (t, f), patch))
+  cut = patches.patchify(x, patch)
+  back = np.asarray(patches.unpatchify(cut, (t, f), patch))
   (pt, pf), (st, sf) = patch.size, patches.resolve_stride(patch)
   end_t, end_f = (gt - 1) * st + pt, (gf - 1) * sf + pf
   # Sums of up to four equal numbers, divided by how many: one rounding.
@@ -74,16 +75,16 @@ def test_where_patches_overlap_their_pixels_are_averaged():
 
 
 @pytest.mark.parametrize('size, stride, message', [
-    ((48, 16), (0, 0), 'Patches of 48 frames do not tile a spectrogram of 1024: '
-     '16 are left over. Make it 1008 or 1056'),
-    ((16, 24), (0, 0), 'Patches of 24 mel bins do not tile a spectrogram of 128: '
-     '8 are left over. Make it 120 or 144'),
+    ((48, 16), (0, 0), 'Patches of 48 frames do not tile a spectrogram of '
+     '1024: 16 are left over. Make it 1008 or 1056'),
+    ((16, 24), (0, 0), 'Patches of 24 mel bins do not tile a spectrogram of '
+     '128: 8 are left over. Make it 120 or 144'),
     ((2048, 16), (0, 0), 'A patch of 2048 frames does not fit a spectrogram of '
      '1024; set patch.size to 1..1024'),
     ((16, 0), (0, 0), 'A patch of 0 mel bins does not fit'),
     ((16, -4), (0, 0), 'A patch of -4 mel bins does not fit'),
-    ((16, 16), (16, 17), 'A stride of 17 mel bins leaves gaps between patches of '
-     '16; set patch.stride to 1..16, or 0 for 16'),
+    ((16, 16), (16, 17), 'A stride of 17 mel bins leaves gaps between patches '
+     'of 16; set patch.stride to 1..16, or 0 for 16'),
     ((16, 16), (-1, 16), 'A stride of -1 frames leaves gaps'),
 ])
 def test_patches_that_do_not_suit_the_spectrogram_are_refused(
@@ -173,8 +174,8 @@ def test_a_shared_table_cannot_be_changed():
 
 @pytest.mark.parametrize('width, layout, message', [
     (30, 'time_freq', 'a width that is a multiple of 4, not 30'),
-    (32, 'time_freqs', "patch.positions='time_freqs' is not known. Did you mean "
-     "'time_freq'? Known: time_freq, released."),
+    (32, 'time_freqs', "patch.positions='time_freqs' is not known. Did you "
+     "mean 'time_freq'? Known: time_freq, released."),
 ])
 def test_a_wrong_table_is_refused(width, layout, message):
   with pytest.raises(ValueError, match=re.escape(message)):

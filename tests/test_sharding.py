@@ -3,8 +3,8 @@
 import re
 
 import jax
-from jax.sharding import PartitionSpec as P
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import pytest
 
 from audio_mae_jax import config

@@ -18,8 +18,9 @@ def test_leaves_are_named_by_their_path_in_the_order_of_the_tree():
 
 def test_map_named_keeps_the_structure():
   names = trees.map_named(lambda name, leaf: (name, leaf.shape), TREE)
-  assert names == {'b': {'kernel': ('b/kernel', (2, 3)), 'bias': ('b/bias', (3,))},
-                   'a': [('a/0', (4,)), None]}
+  assert names == {
+      'b': {'kernel': ('b/kernel', (2, 3)), 'bias': ('b/bias', (3,))},
+      'a': [('a/0', (4,)), None]}
 
 
 def test_the_first_rule_that_matches_the_whole_name_applies():

@@ -2,10 +2,10 @@
 
   python tests/golden/make_golden.py FOLDER
 
-FOLDER holds the recordings; README.md here says what they are and how each file
-follows from them. Needs NumPy alone. Parameters and gradients are stored under
-this project's names and in its layout (tests/reference.py), large outputs as the
-elements that `goldens.sample` picks.
+FOLDER holds the recordings; README.md here says what they are and which file
+follows from which. Needs NumPy alone. Parameters and gradients are stored under
+this project's names and in its layout (tests/reference.py), large outputs as
+the elements that `goldens.sample` picks.
 """
 
 import pathlib
