@@ -97,7 +97,8 @@ class _TensorBoard:
 
   def __init__(self, path, settings, resume_step):
     try:
-      from tensorboardX import event_file_writer, summary
+      from tensorboardX import event_file_writer
+      from tensorboardX import summary
       from tensorboardX.proto import event_pb2
     except ImportError as error:
       raise ImportError(

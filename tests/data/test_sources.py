@@ -11,7 +11,6 @@ from audio_mae_jax import config
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import sources
 
-
 # ---- all of them
 
 
