@@ -39,14 +39,20 @@ class Bookkeeper:
   """Everything that one run leaves behind."""
 
   def __init__(self, config, program, train_split, valid_split, workdir,
-               checkpoints, meta, start):
+               checkpoints, meta, start, unlogged):
+    if config.log.every_steps < 0:
+      raise ValueError(
+          f'log.every_steps={config.log.every_steps}: give a number of steps, '
+          'or 0 for one line an epoch. Losses are checked when they are '
+          'logged.')
     self._config, self._program = config, program
     self._train, self._valid = train_split, valid_split
     self._workdir, self._checkpoints = workdir, checkpoints
     self._meta, self._first = meta, start + 1
     self._pending = collections.deque()  # (step, metrics), not read yet
-    self._last = {}
-    self._profiling = self._announced = False
+    self._unlogged = unlogged  # scalars of steps read since the last line
+    self._announced = False
+    self._profile_end = None  # while the profiler runs
     self._main = jax.process_index() == 0
     self._writer = writer_lib.Writer(
         workdir, config.log, config.name or config.task,
@@ -82,20 +88,24 @@ class Bookkeeper:
         if saves:
           self.save(step, state)
 
-  def log(self, step):
-    """Reads what the devices have gathered since the last time; checks it."""
-    if not self._pending:
-      return
-    steps, metrics = zip(*self._pending)
+  def _read(self):
+    """Takes from the devices what they have gathered, and checks it."""
+    steps, metrics = zip(*self._pending) if self._pending else ((), ())
     self._pending.clear()
-    metrics = jax.device_get(metrics)
-    for at, values in zip(steps, metrics):
+    for at, values in zip(steps, jax.device_get(metrics)):
       self._check(at, values)
-    last = metrics[-1]['scalars']
-    mean = {name: np.mean([m['scalars'][name] for m in metrics],
-                          dtype=np.float64)
+      self._unlogged.append(
+          {name: float(x) for name, x in values['scalars'].items()})
+
+  def log(self, step):
+    """A line of the record: means over the steps since the one before."""
+    self._read()
+    if not self._unlogged:
+      return
+    last = self._unlogged[-1]
+    mean = {name: np.mean([scalars[name] for scalars in self._unlogged])
             for name in last if name not in ('learning_rate', 'grad_norm')}
-    self._last['loss'] = mean['loss']
+    self._unlogged = []
     self._progress.update(step, mean['loss'])
     self._writer.scalars(step, {
         **{f'train/{name}': value for name, value in mean.items()},
@@ -103,8 +113,7 @@ class Bookkeeper:
         'epoch': step / self._program.steps_per_epoch,
         'bad_files': self._train.report.count,
         **self._progress.metrics()})
-    if self._train.report.count and self._main:
-      self._train.report.write(self._workdir / 'bad_files.json')
+    self.report()
     if not self._announced and self._progress.eta_s is not None:
       self._announced = True
       _log.info(
@@ -132,10 +141,16 @@ class Bookkeeper:
         + ' Nothing was saved since the last checkpoint. Listen to the clips, '
         'lower optimizer.base_lr, or set optimizer.clip_norm=1.')
 
+  def report(self):
+    """Names the files that could not be used."""
+    for split, name in ((self._train, 'bad_files.json'),
+                        (self._valid, 'bad_files_valid.json')):
+      if split is not None and self._main:
+        split.report.write(self._workdir / name)
+
   def evaluate(self, step, state):
     values = evaluate.evaluate(
         self._program, state.best_params, self._valid, self._config)
-    self._last['valid loss'] = values['loss']
     self._writer.scalars(
         step, {f'valid/{name}': value for name, value in values.items()})
     _log.info('Step %d: valid loss %.4f over %d clips.', step, values['loss'],
@@ -167,28 +182,33 @@ class Bookkeeper:
 
   def save(self, step, state):
     self._writer.flush()
-    self._checkpoints.save(step, state, self._meta)
+    self._checkpoints.save(
+        step, state, {**self._meta, 'unlogged': self._unlogged})
 
   def profile(self, step):
-    """Opens and closes the profiler's window, counted in this run's steps."""
+    """Opens the profiler's window before `step`, or closes it.
+
+    In a run that goes on beyond `profile_start` it opens at the second step,
+    when compilation is over.
+    """
     log = self._config.log
-    if log.profile_start < 0:
-      return
-    if step == log.profile_start and not self._profiling:
+    if self._profile_end is not None:
+      if step == self._profile_end:
+        self._end_profile()
+    elif log.profile_start >= 0 and step == max(
+        log.profile_start, self._first + 1):
       jax.profiler.start_trace(str(self._workdir / 'profile'))
-      self._profiling = True
-    elif self._profiling and step >= log.profile_start + log.profile_steps:
-      self._end_profile()
+      self._profile_end = step + log.profile_steps
 
   def _end_profile(self):
     if self._pending:
       jax.block_until_ready(self._pending[-1][1])
     jax.profiler.stop_trace()
-    self._profiling = False
+    self._profile_end = None
 
   def stopped(self, step, state):
     """A signal came: everything is kept, and the next start goes on here."""
-    self.log(step)
+    self._read()  # but no line: the one that is due comes when it is due
     self.save(step, state)
     self._checkpoints.wait()
     _log.warning(
@@ -201,22 +221,24 @@ class Bookkeeper:
     self._checkpoints.wait()
     if not self._main:
       return
-    if self._last:
-      self.draw_curve()
-      end = ', '.join(f'{name} {x:.4f}' for name, x in self._last.items())
-      end = f'Done: {step} steps, {end}.'
-    else:
-      end = f'Nothing to do: the run already has its {step} steps.'
+    if step < self._first:
+      _log.info('Nothing to do: the run already has its %d steps.', step)
+    self.draw_curve()
+    losses = {}
+    for line in record.read(self._workdir / record.NAME):
+      losses |= {name: x for name, x in line.items() if name.endswith('/loss')}
+    end = ', '.join(f'{name} {x:.4f}' for name, x in losses.items())
     places = {'Checkpoint': self._checkpoints.latest(),
               'Loss curve': self._workdir / 'loss_curve.png',
               'Pictures': self._workdir / 'pictures',
               'Record': self._workdir / record.NAME}
-    _log.info('%s %s', end, '  '.join(
+    _log.info('Done: %d steps, %s. %s', step, end, '  '.join(
         f'{name}: {place}' for name, place in places.items()
         if place and place.exists()))
 
   def close(self):
-    if self._profiling:
+    if self._profile_end is not None:
       self._end_profile()
+    self.report()
     self._progress.close()
     self._writer.close()

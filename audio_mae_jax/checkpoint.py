@@ -31,7 +31,8 @@ _log = logging.getLogger(__name__)
 # Where, how fast and how often may change from one start to the next; these
 # decide what the result is, and may not.
 FREE = (r'name', r'workdir', r'mesh\..*', r'checkpoint\..*', r'log\..*',
-        r'data\.(root|num_threads|prefetch_batches|on_bad|max_bad_fraction)',
+        r'data\.(root|train\.path|valid\..*)',
+        r'data\.(num_threads|prefetch_batches|on_bad|max_bad_fraction)',
         r'model\.(remat|scan_layers)')
 
 
@@ -63,6 +64,10 @@ class Checkpoints:
   """The checkpoints of one work directory."""
 
   def __init__(self, workdir, settings: config_lib.Checkpoint):
+    if settings.keep < 1:
+      raise ValueError(
+          f'checkpoint.keep={settings.keep} would keep none; give 1 or more, '
+          'and checkpoint.keep_every_steps to keep some for good.')
     self._folder = epath.Path(workdir).resolve() / 'checkpoints'
     self._manager = ocp.CheckpointManager(
         self._folder,
@@ -84,7 +89,7 @@ class Checkpoints:
         state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 
   def restore(self, target, meta: dict):
-    """The newest whole checkpoint as `(step, state)`, or None if there is none.
+    """The newest whole checkpoint as `(step, state, meta)`, or None.
 
     Args:
       target: state of ShapeDtypeStructs with shardings.
@@ -102,7 +107,7 @@ class Checkpoints:
         state, reason = _try(self._read_state, step, target, stored)
       if reason is None:
         self._set_aside(damaged, step)
-        return step, state
+        return step, state, stored
       damaged[step] = reason
       _log.error('Checkpoint %s is damaged: %s', self._folder / str(step),
                     reason)
@@ -164,9 +169,11 @@ class Checkpoints:
 
 
 def _try(read, *args):
-  """`(read(*args), None)`, or `(None, reason)` when it fails in any way."""
+  """`(read(*args), None)`, or `(None, reason)` when it fails."""
   try:
     return read(*args), None
+  except MemoryError:  # says nothing of the files
+    raise
   except Exception as error:  # pylint: disable=broad-except
     # A damaged file can fail anywhere in three libraries.
     text = ' '.join(str(error).split())

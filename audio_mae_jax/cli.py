@@ -62,11 +62,14 @@ def _parse(argv):
   """Reads the flags; ml_collections raises for a setting that it has not."""
   try:
     return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    text = ' '.join(str(error).replace('\\n', ' ').split())
+  except OSError as error:  # no such recipe
+    _stop(error)
+  except (AttributeError, KeyError) as error:
+    text = str(error).replace('\\n', ' ')
     typo = re.search(r'Did you mean "(.+)" instead of "(.+)"\?', text)
-    if typo:
-      text = f'There is no setting {typo[2]!r}. Did you mean {typo[1]!r}?'
+    if not typo:  # a mistake in the recipe: its author wants the traceback
+      raise
+    text = f'There is no setting {typo[2]!r}. Did you mean {typo[1]!r}?'
     _stop(f'{text} Settings are given as --config.FIELD=VALUE; '
           'audio_mae_jax/config.py lists them.')
 

@@ -11,7 +11,8 @@ from audio_mae_jax import masking
 from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import window as window_lib
 
-# Dense bf16 TFLOP/s of one device by the makers' data sheets, without sparsity.
+# Dense bf16 TFLOP/s of one device by the makers' data sheets, without sparsity
+# (float16 where a device has no bf16: V100, T4).
 # Keys are prefixes of `device_kind`; a TPU v2/v3/v4/v5p/v6e device is a chip or
 # core as JAX shows it.
 PEAK_TFLOPS = {
@@ -21,7 +22,8 @@ PEAK_TFLOPS = {
     'NVIDIA V100': 125.0, 'Tesla V100': 125.0,
     'NVIDIA T4': 65.0, 'Tesla T4': 65.0,
     'NVIDIA A100': 312.0, 'NVIDIA A10G': 70.0, 'NVIDIA A10': 125.0,
-    'NVIDIA L4': 121.0, 'NVIDIA L40S': 362.0, 'NVIDIA H100 PCIe': 756.0,
+    'NVIDIA L4': 121.0, 'NVIDIA L40': 181.0,
+    'NVIDIA L40S': 362.0, 'NVIDIA H100 PCIe': 756.0,
     'NVIDIA H100 NVL': 835.0, 'NVIDIA H100': 989.0, 'NVIDIA H200': 989.0,
     'NVIDIA GH200': 989.0, 'NVIDIA B200': 2250.0, 'NVIDIA GB200': 2500.0,
     'NVIDIA GeForce RTX 3090': 71.0, 'NVIDIA GeForce RTX 4090': 165.0,

@@ -128,6 +128,10 @@ def _mel(hz):
 
 def _samples(field, least, spec):
   """Whole samples in the duration `spec.<field>`, rounded down as in Kaldi."""
+  if spec.sample_rate_hz < 1:
+    raise ValueError(
+        f'frontend.sample_rate_hz={spec.sample_rate_hz} must be positive: the '
+        'rate that clips are resampled to, 16000 for the released weights.')
   duration_ms = getattr(spec, field)
   samples = int(spec.sample_rate_hz * duration_ms / 1000)
   if samples < least:

@@ -55,13 +55,6 @@ class Progress:
       self._print(', '.join(
           [f'step {step}/{self._total} ({share:.0%})'] + self._parts()))
 
-  def write(self, text: str) -> None:
-    """A line of its own, above the bar."""
-    if self._bar is not None:
-      self._bar.write(text, file=self._stream)
-    elif self._enabled:
-      self._print(text)
-
   @contextlib.contextmanager
   def pause(self):
     """The time inside, an evaluation or a save, is not the steps' time."""
@@ -117,12 +110,6 @@ class Progress:
       self._bar.close()
       self._bar = None
     self._enabled = False
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self.close()
 
   def _now(self):
     return self._clock() - self._paused_s

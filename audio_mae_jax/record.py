@@ -2,8 +2,9 @@
 
 Strict JSON, {"step": 50, "time": seconds since 1970, "train/loss": ...}. It
 is cut back to the checkpoint on resume, so that a run that was killed and
-started again leaves the lines (but for times) of one that ran through. For that
-a step is logged before its checkpoint is saved.
+started again leaves the steps and losses of one that ran through; times, speeds
+and counts of bad files are each process' own. For that a step is logged before
+its checkpoint is saved.
 """
 
 import json

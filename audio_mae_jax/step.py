@@ -73,8 +73,12 @@ def build(config: config_lib.Config, steps_per_epoch: int,
     devices: of the mesh, all by default.
     task: instead of the one that `config.task` names.
   """
-  mesh = sharding.make_mesh(config.mesh, config.train.batch_size, devices)
   accumulate = config.optimizer.accumulate
+  if accumulate < 1:
+    raise ValueError(
+        f'optimizer.accumulate={accumulate} must be 1 (no accumulation) or '
+        'more micro-batches.')
+  mesh = sharding.make_mesh(config.mesh, config.train.batch_size, devices)
   if config.train.batch_size % (mesh.size * accumulate):
     raise ValueError(
         f'optimizer.accumulate={accumulate} does not divide the '

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from audio_mae_jax import bookkeeping
 from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import frontend
 from audio_mae_jax import step as step_lib
 from audio_mae_jax import trees
 from audio_mae_jax import writer as writer_lib
@@ -46,25 +47,27 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
         f'{", ".join(sources.SOURCES)}.')
   valid_split = splits.Split.open(
       config.data.valid, config.data, 'config.data.valid')
+  pipeline.check(config)
   program = step_lib.build(
       config, pipeline.steps_per_epoch(
           train_split.source, config.train.batch_size), devices)
   workdir = writer_lib.prepare_workdir(workdir_of(config))
   meta = checkpoint.meta_of(config, _identity(train_split.source))
   with contextlib.ExitStack() as stack:
+    stack.enter_context(writer_lib.lock(workdir))
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
     stack.callback(checkpoints.close)
-    restored = checkpoints.restore(program.shapes, meta)
-    start, state = restored or (0, program.init())
+    stop = stack.enter_context(_StopSignal())
+    start, state, stored = checkpoints.restore(program.shapes, meta) or (
+        0, program.init(), {})
     for line in summary(config, program, train_split, valid_split, state):
       _log.info(line)
     _log.info('Work directory: %s. %s', workdir,
               f'Going on from step {start}.' if start else 'A new run.')
     run = bookkeeping.Bookkeeper(
         config, program, train_split, valid_split, workdir, checkpoints, meta,
-        start)
+        start, stored.get('unlogged', []))
     stack.callback(run.close)
-    stop = stack.enter_context(_StopSignal())
     batches = stack.enter_context(contextlib.closing(pipeline.to_device(
         pipeline.train_batches(
             train_split.source, config, start_step=start,
@@ -107,7 +110,22 @@ def summary(config, program, train_split, valid_split, state) -> list[str]:
       'Devices: ' + ', '.join(f'{n} x {kind}' for kind, n in kinds.items())
       + f' as mesh {dict(program.mesh.shape)}, '
       f'{jax.process_count()} process(es).')
-  return lines
+  return lines + list(warnings(config, train_split.source))
+
+
+def warnings(config, source):
+  """What is allowed and seldom meant."""
+  if len(source) < config.train.batch_size:
+    yield (f'Warning: a batch of {config.train.batch_size} is more than the '
+           f'{len(source)} clips there are, so that each step has clips twice; '
+           'lower train.batch_size.')
+  frames = frontend.num_frames(pipeline.clip_samples(config), config.frontend)
+  if not 0.75 < frames / config.frontend.num_frames < 1.25:
+    yield (f'Warning: clips of data.clip_s={config.data.clip_s:g} have '
+           f'{frames} frames, and the model takes frontend.num_frames='
+           f'{config.frontend.num_frames}: the rest is '
+           + ('never seen.' if frames > config.frontend.num_frames
+              else 'padding.'))
 
 
 def _identity(source) -> dict:

@@ -4,11 +4,15 @@ metrics.jsonl (`record.py`) is what counts; the others are copies to look at.
 The files hold a number once the call returns: a SIGKILL costs none.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import time
 import uuid
+
+import jax
 
 from audio_mae_jax import config
 from audio_mae_jax import record
@@ -90,6 +94,28 @@ def prepare_workdir(path: str | os.PathLike) -> pathlib.Path:
         f'Cannot write in work directory {str(path)!r}: '
         f'{error.strerror or error}. {remedy}') from error
   return path
+
+
+@contextlib.contextmanager
+def lock(workdir: str | os.PathLike):
+  """Keeps other processes of this machine out of `workdir` while in use.
+
+  The operating system lets go of the lock when the process ends, however it
+  ends. Process 0 holds it for all of its run.
+  """
+  if jax.process_index() != 0:
+    yield
+    return
+  with open(os.path.join(workdir, '.lock'), 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+          f'Another process is training in {os.fspath(workdir)!r}. Wait for '
+          'it, stop it, or choose another --config.workdir.') from None
+    except OSError:
+      pass  # a file system without locks: as safe as before
+    yield
 
 
 class _TensorBoard:

@@ -32,6 +32,7 @@ def get_config():
   config.data.train.path = 'audioset/train_all.json'
   config.data.train.labels_csv = 'audioset/class_labels_indices.csv'
   config.data.clip_s = 10.0
+  config.data.crop = 'start'  # and shorter clips are padded
   config.optimizer.base_lr = 2e-4
   config.optimizer.min_lr = 1e-6  # 0 in the released script
   config.optimizer.warmup_epochs = 3.0

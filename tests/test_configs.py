@@ -65,12 +65,13 @@ def overridden(recipe, overrides):
   return config_lib.typed(config)
 
 
-def check_step(config):
+def check_step(config, devices=None):
   """Traces a whole train step; nothing is computed."""
   # Shapes are the same with it, and each block is traced once.
   config = dataclasses.replace(
       config, model=dataclasses.replace(config.model, scan_layers=True))
-  program = step.build(config, steps_per_epoch=1000, devices=jax.devices()[:1])
+  program = step.build(
+      config, steps_per_epoch=1000, devices=devices or jax.devices()[:1])
   b = config.train.batch_size
   batch = {
       'audio': jax.ShapeDtypeStruct((b, pipeline.clip_samples(config)),
@@ -109,7 +110,20 @@ def test_a_documented_command_traces(page, recipe, overrides):
       config.model,
       encoder=dataclasses.replace(config.model.encoder, depth=2),
       decoder=dataclasses.replace(config.model.decoder, depth=2))
-  check_step(dataclasses.replace(config, model=shallow))
+  meshed = any(name.startswith('mesh.') for name, _ in overrides)
+  program = check_step(dataclasses.replace(config, model=shallow),
+                       jax.devices() if meshed else None)
+  assert program.mesh.size == (8 if meshed else 1)
+
+
+@pytest.mark.parametrize('page', ['README.md', *(
+    f'docs/{path.name}' for path in sorted((ROOT / 'docs').glob('*.md')))])
+def test_links_between_pages_lead_somewhere(page):
+  links = re.findall(r'\]\(([^)#]+)', (ROOT / page).read_text())
+  local = [link for link in links if '://' not in link]
+  assert local or page != 'README.md'
+  for link in local:
+    assert ((ROOT / page).parent / link).exists(), link
 
 
 def test_the_papers_recipe_has_the_papers_numbers():
@@ -122,6 +136,7 @@ def test_the_papers_recipe_has_the_papers_numbers():
   assert (o.clip_norm, o.ema_decay) == (0, 0)
   assert (c.frontend.mean, c.frontend.std) == (-4.2677393, 4.5689974)
   assert c.augment.roll
+  assert (c.data.clip_s, c.data.crop) == (10, 'start')
   assert (c.mask.name, c.mask.ratio) == ('unstructured', 0.8)
   assert (c.patch.size, c.frontend.num_frames) == ((16, 16), 1024)
   d = c.model.decoder

@@ -10,6 +10,36 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.fixture
+def unreadable(tmp_path):
+  (tmp_path / 'audio').mkdir()
+  for name in ('a.wav', 'b.wav'):
+    (tmp_path / 'audio' / name).write_bytes(b'not audio')
+  return str(tmp_path / 'audio')
+
+
+def test_errors_of_other_threads_and_later_phases_are_one_message_too(
+    unreadable, tmp_path):
+  (tmp_path / 'file').write_text('in the way')
+  small = [f'--config.model.{part}.{size}' for part in ('encoder', 'decoder')
+           for size in ('width=16', 'depth=1', 'heads=2')]
+  for arguments, expected in (
+      (('--config=configs/pretrain_folder.py', '--config.train.batch_size=8',
+        f'--config.data.train.path={unreadable}', *small), 'No readable file'),
+      (('--config=configs/quickstart.py', '--config.train.batch_size=8',
+        f'--config.workdir={tmp_path}/file/run'), 'Cannot write in work'),
+      (('--config=configs/quickstart.py', '--config.train.batch_size=8',
+        '--config.data.resample=error', '--config.frontend.sample_rate_hz=8000',
+        f'--config.workdir={tmp_path}/rate', *small),
+       "config.data.resample='error' refuses")):
+    if not any('workdir' in x for x in arguments):
+      arguments += (f'--config.workdir={tmp_path}/run',)
+    done = call(*arguments)
+    assert done.returncode == 1, done.stderr
+    assert expected in done.stderr
+    assert 'error: ' in done.stderr and 'Traceback' not in done.stderr
+
+
 def call(*arguments, **environment):
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', **environment}
   env.pop('AUDIO_MAE_DATA', None)

@@ -15,6 +15,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import record
 from audio_mae_jax import train
 from audio_mae_jax import trees
+from audio_mae_jax import writer
 from audio_mae_jax.data import audio_io
 
 # Orbax leaves the reads of other arrays behind when one fails.
@@ -110,6 +111,7 @@ def test_a_run_leaves_record_curve_pictures_and_checkpoint(tmp_path):
       'data.valid.name': 'synthetic', 'data.valid.num_clips': 6}))
   assert int(state.step) == 12
   written = lines(tmp_path)
+  assert (tmp_path / 'metrics.jsonl').exists()
   assert [x['step'] for x in written if 'train/loss' in x] == [
       2, 4, 6, 8, 10, 12]
   assert [x['step'] for x in written if 'valid/loss' in x] == [4, 8, 12]
@@ -153,6 +155,39 @@ def test_the_profiler_and_the_average_can_be_switched_on(tmp_path):
   same = [np.array_equal(a, b) for a, b in zip(
       jax.tree.leaves(state.params), jax.tree.leaves(state.ema))]
   assert not all(same)
+
+
+def test_what_was_read_but_not_logged_survives_a_stop(
+    whole, tmp_path, signal_at, monkeypatch):
+  """Means over steps 1-3 are those of one run, though it stopped at 2."""
+  overrides = {'log.every_steps': 3, 'checkpoint.every_steps': 6}
+  one = run(tiny(tmp_path / 'one', **overrides))
+  two = tmp_path / 'two'
+  interrupted(two, signal_at, monkeypatch, step=2, **overrides)
+  assert_same_bits(run(tiny(two, **overrides)), one)
+  assert lines(two) == lines(tmp_path / 'one')
+  assert_same_bits(one, whole[1])
+
+
+def test_a_second_run_in_the_same_place_is_refused(tmp_path):
+  with writer.lock(tmp_path):
+    with pytest.raises(ValueError, match='Another process is training'):
+      run(tiny(tmp_path))
+
+
+def test_a_keep_policy_that_keeps_nothing_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='checkpoint.keep=0 would keep none'):
+    run(tiny(tmp_path, **{'checkpoint.keep': 0}))
+
+
+def test_clips_that_do_not_suit_the_model_are_warned_of(tmp_path, caplog):
+  with caplog.at_level('INFO', 'audio_mae_jax'):
+    run(tiny(tmp_path, **{'data.clip_s': 2.0, 'train.steps': 1,
+                          'train.batch_size': 20,
+                          'optimizer.warmup_epochs': 0.0,
+                          'data.train.num_clips': 16}))
+  assert '198 frames, and the model takes frontend.num_frames=64' in caplog.text
+  assert 'a batch of 20 is more than the 16 clips' in caplog.text
 
 
 def test_a_finished_run_does_nothing_more(whole, tmp_path, caplog):
@@ -321,6 +356,9 @@ def test_too_many_bad_files_stop_the_run_with_the_list(tmp_path):
         'data.train.name': 'folder', 'data.train.path': str(tmp_path / 'audio'),
         'data.train.num_clips': 1024}))
   assert '01.wav' in str(error.value) or '05.wav' in str(error.value)
+  # The report is there, though no step was logged.
+  report = json.loads((tmp_path / 'run' / 'bad_files.json').read_text())
+  assert 1 < report['num_bad'] <= 3
 
 
 def test_no_source_is_an_error_that_lists_them(tmp_path):
@@ -336,6 +374,14 @@ def test_wrong_settings_stop_before_anything_is_written(tmp_path):
       ({'patch.size': (24, 16)}, 'do not tile'),
       ({'optimizer.warmup_epochs': 9.0}, 'warmup_epochs'),
       ({'optimizer.accumulate': 3}, 'accumulate=3'),
+      ({'optimizer.accumulate': 0}, 'accumulate=0'),
+      ({'train.batch_size': 0}, 'batch_size=0'),
+      ({'train.seed': -1}, 'seed=-1'),
+      ({'frontend.sample_rate_hz': -16000}, 'sample_rate_hz=-16000 must be'),
+      ({'data.clip_s': 0.01}, 'less than one analysis window'),
+      ({'data.crop': 'rnadom'}, "Did you mean 'random'"),
+      ({'data.resample': 'linear'}, 'data.resample'),
+      ({'data.num_threads': -1}, 'num_threads=-1'),
       ({'mesh.fsdp': 3}, 'needs 3 devices|there are 1'),
   ):
     with pytest.raises(ValueError, match=message):

@@ -114,14 +114,15 @@ def _row(entry, where):
   path = entry.get('path') or entry.get('wav')
   if not isinstance(path, str):
     raise ValueError(f'{where} has no path: {entry!r}.')
-  labels = entry.get('labels') or []
+  labels = entry.get('labels')
   if isinstance(labels, str):
     labels = [label.strip() for label in re.split('[;,]', labels)]
-  if entry.get('label'):
-    labels = [*labels, entry['label']]
+  elif not isinstance(labels, list):  # one number, or none
+    labels = [labels]
+  labels = [*labels, entry.get('label')]
   return Row(
       path=path,
-      labels=tuple(str(label) for label in labels if label),
+      labels=tuple(str(label) for label in labels if label not in (None, '')),
       split=str(entry.get('split') or ''),
       start_s=_seconds(entry, 'start_s', where) or 0.0,
       duration_s=_seconds(entry, 'duration_s', where))

@@ -48,6 +48,22 @@ def steps_per_epoch(source: files.Source, batch_size: int) -> int:
   return max(1, len(source) // batch_size)
 
 
+def check(cfg: config.Config):
+  """Raises ValueError for a setting that the pipeline could not work with."""
+  if cfg.train.batch_size < 1:
+    raise ValueError(
+        f'config.train.batch_size={cfg.train.batch_size} must be 1 or more.')
+  if not 0 <= cfg.train.seed < 2**32:
+    raise ValueError(
+        f'config.train.seed={cfg.train.seed}; it takes 0 to 2**32 - 1.')
+  if cfg.data.num_threads < 0:
+    raise ValueError(f'config.data.num_threads={cfg.data.num_threads}; it '
+                     'takes 0 (one per core) or more.')
+  config.lookup(audio_io.CROPS, cfg.data.crop, 'config.data.crop')
+  config.lookup(audio_io.RESAMPLERS, cfg.data.resample, 'config.data.resample')
+  clip_samples(cfg)
+
+
 def clip_samples(cfg: config.Config) -> int:
   """S, the samples per clip at the model's rate."""
   num_samples = round(cfg.data.clip_s * cfg.frontend.sample_rate_hz)
@@ -72,8 +88,6 @@ def train_batches(source: files.Source, cfg: config.Config, *,
   clips = _Clips(source, cfg, cfg.data.crop, report)
   rows = _local_rows(cfg, process_index, process_count)
   seed = cfg.train.seed
-  if not 0 <= seed < 2**32:
-    raise ValueError(f'config.train.seed={seed}; it takes 0 to 2**32 - 1.')
   order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
   order[0]  # Grain sets a dataset up at its first use, not safely in threads
 
@@ -162,9 +176,7 @@ class _Clips:
   """Rows of a batch from the clips of a source; safe in threads."""
 
   def __init__(self, source, cfg, crop, report):
-    config.lookup(audio_io.CROPS, crop, 'config.data.crop')
-    config.lookup(
-        audio_io.RESAMPLERS, cfg.data.resample, 'config.data.resample')
+    check(cfg)
     self._source = source
     self._report = report
     self._num_samples = clip_samples(cfg)
@@ -239,9 +251,6 @@ def _local_rows(cfg, process_index, process_count):
 
 def _decoded(rows, cfg, batch_size):
   """Batches of `rows`, computed in threads; a generator that can be closed."""
-  if cfg.data.num_threads < 0:
-    raise ValueError(f'config.data.num_threads={cfg.data.num_threads}; it '
-                     'takes 0 (one per core) or more.')
   num_threads = cfg.data.num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
   options = grain.ReadOptions(
       num_threads=num_threads,

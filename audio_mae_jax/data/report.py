@@ -1,5 +1,6 @@
 """Which files could not be used, and how many may be before the run stops."""
 
+import contextlib
 import json
 import os
 import threading
@@ -53,7 +54,8 @@ class BadFiles:
       raise TooManyBadFiles(
           f'Bad audio file: {name} ({reason}). Repair or remove it, or set '
           "config.data.on_bad='skip' to go on without such files.")
-    if count > self._limit or count >= self._num_files:
+    if count > self._limit or (
+        count >= self._num_files and not self._any_good):
       self.stop()
 
   def stop(self):
@@ -72,9 +74,18 @@ class BadFiles:
         f'{_listing(found)}')
 
   def write(self, path: str | os.PathLike):
-    """Writes all bad files and their reasons as JSON, in one step."""
+    """Writes all bad files and their reasons as JSON, in one step.
+
+    Files that an earlier start of the run has found stay in the list.
+    """
     with self._lock:
-      files = dict(sorted(self._reasons.items()))
+      files = dict(self._reasons)
+    if not files:
+      return
+    with contextlib.suppress(OSError, ValueError, KeyError):
+      with open(path, encoding='utf-8') as file:
+        files = json.load(file)['bad'] | files
+    files = dict(sorted(files.items()))
     content = {
         'num_files': self._num_files, 'num_bad': len(files), 'bad': files}
     partial = f'{os.fspath(path)}.partial'

@@ -46,6 +46,7 @@ class Tfds(files.Source):
     self._audio = _audio_feature(info)
     self._rate_hz = _sample_rate_hz(info, self._audio)
     self._label, self.class_names = _label_feature(info)
+    self._name = info.full_name
     self.title = f'tfds {info.full_name}, {self._split}'
     self.num_files = len(self._examples)
 
@@ -60,7 +61,7 @@ class Tfds(files.Source):
             'duration_s': None, 'labels': tuple(map(int, labels))}
 
   def name_of(self, i):
-    return f'{self._split}[{i}]'
+    return f'{self._name} {self._split}[{i}]'
 
 
 def _builder(dataset, place, data_dir, where):

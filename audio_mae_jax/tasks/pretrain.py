@@ -30,7 +30,8 @@ class Pretrain:
           'Nothing to learn: objective.reconstruction='
           f'{config.objective.reconstruction} and objective.contrastive='
           f'{config.objective.contrastive}; at least one must be positive.')
-    # Drawn once here so that a wrong mask stops before any data is read.
+    # Here, so that a wrong setting stops before any data is read.
+    frontend.tables(config.frontend)
     jax.eval_shape(lambda: self.draw_mask(jax.random.key(0), 1))
 
   def draw_mask(self, rng, batch: int) -> masking.Mask:

@@ -7,6 +7,8 @@ import listing
 import numpy as np
 import pytest
 
+from audio_mae_jax.data import manifests
+
 
 def test_a_csv_manifest_has_labels_splits_and_parts(write, tmp_path):
   for name in 'abc':
@@ -29,6 +31,17 @@ def test_a_csv_manifest_has_labels_splits_and_parts(write, tmp_path):
   with pytest.raises(ValueError, match=(
       "no rows of split 'test'; its splits are 'train', 'valid'")):
     listing.make('manifest', path=path, split='test')
+
+
+@pytest.mark.parametrize('entry, labels', [
+    ('"label": 0', ('0',)), ('"labels": [0, 2]', ('0', '2')),
+    ('"labels": 3', ('3',)), ('"labels": "a;b"', ('a', 'b')),
+    ('"label": ""', ()), ('"labels": null', ())])
+def test_labels_are_numbers_or_words_one_or_many(tmp_path, entry, labels):
+  path = tmp_path / 'm.jsonl'
+  path.write_text('{"path": "a.wav", ' + entry + '}\n')
+  row, = manifests.read(str(path))
+  assert row.labels == labels
 
 
 def test_a_jsonl_manifest_says_the_same(write, tmp_path):
