@@ -17,12 +17,13 @@ from audio_mae_jax import trees
 
 STEPS = 3
 SAMPLES = 10480  # 64 frames
-SMALL = tiny.MODEL | {
-    'model.decoder.bias_dropout': 0.0, 'train.batch_size': 8,
-    'train.steps': 10, 'optimizer.warmup_epochs': 0.1,
-    'optimizer.base_lr': 0.1}
-# Wide enough that its MLP has leaves of 1 MiB, which 'fsdp' splits.
-WIDE = SMALL | {'model.encoder.width': 256, 'model.decoder.bias_dropout': 0.1}
+SETTINGS = tiny.MODEL | {
+    # Its MLP has leaves of 1 MiB, which 'fsdp' splits.
+    'model.encoder.width': 256,
+    # Micro-batches draw dropout of their own. (test_train.py has it on a mesh.)
+    'model.decoder.bias_dropout': 0.0,
+    'train.batch_size': 8, 'train.steps': 10,
+    'optimizer.warmup_epochs': 0.1, 'optimizer.base_lr': 0.1}
 
 
 @functools.cache
@@ -42,11 +43,6 @@ def build(settings, devices=1):
       settings, steps_per_epoch=10, devices=jax.devices()[:devices])
 
 
-@functools.cache
-def small():
-  return build(tiny.config(SMALL))
-
-
 def rows(program, **changed):
   """The batch on its devices, as the loop passes it: compiled for once."""
   return jax.device_put(batch() | changed, program.batch_sharding)
@@ -63,8 +59,8 @@ def train(program):
 
 @functools.cache
 def trained(data, fsdp):
-  program = build(tiny.config(WIDE, {'mesh.data': data, 'mesh.fsdp': fsdp}),
-                  data * fsdp)
+  mesh = {'mesh.data': data, 'mesh.fsdp': fsdp}
+  program = build(tiny.config(SETTINGS, mesh), data * fsdp)
   return program, *train(program)
 
 
@@ -105,12 +101,12 @@ def test_parameters_and_moments_of_a_mebibyte_are_split_over_fsdp():
 
 @functools.cache
 def accumulating():
-  return build(tiny.config(SMALL, {
+  return build(tiny.config(SETTINGS, {
       'optimizer.accumulate': 4, 'optimizer.ema_decay': 0.75}))
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
-  whole, _ = train(small())
+  _, whole, _ = trained(1, 1)
   parts, _ = train(accumulating())
   for a, b in zip(whole, parts):
     # Sums in another order.
@@ -122,7 +118,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
 
 
 def test_the_state_is_donated_and_float32():
-  program = small()
+  program, *_ = trained(1, 1)
   state = program.init()
   after, metrics = program.train_step(state, rows(program))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -134,7 +130,7 @@ def test_the_state_is_donated_and_float32():
 
 
 def test_metrics_are_those_of_the_batch():
-  (first, second, *_), _ = train(small())
+  _, (first, second, *_), _ = trained(1, 1)
   assert first['scalars'].keys() == {
       'loss', 'reconstruction', 'grad_norm', 'learning_rate'}
   np.testing.assert_allclose(
@@ -147,7 +143,7 @@ def test_metrics_are_those_of_the_batch():
 
 
 def test_every_step_and_seed_draws_anew_and_equal_ones_draw_equally():
-  program = small()
+  program, *_ = trained(1, 1)
 
   def clip_loss(number):
     state = program.init()
@@ -180,7 +176,7 @@ def test_the_average_of_the_weights_follows_its_formula():
 
 
 def test_evaluation_counts_valid_clips_only_and_repeats_its_masks():
-  program = small()
+  program, *_ = trained(1, 1)
   params = program.init().params
   sums, count = program.eval_step(params, rows(program), 0)
   assert count == 8
@@ -199,7 +195,7 @@ def test_evaluation_counts_valid_clips_only_and_repeats_its_masks():
 
 
 def test_a_picture_shows_the_first_clips():
-  program = small()
+  program, *_ = trained(1, 1)
   shapes = jax.eval_shape(program.picture, program.shapes.params, batch())
   assert {name: (leaf.shape, leaf.dtype) for name, leaf in shapes.items()} == {
       'original': ((step.PICTURED, 64, 128), np.float32),
@@ -230,18 +226,18 @@ def test_a_run_of_no_step_is_refused():
 ])
 def test_a_batch_that_cannot_be_split_is_refused(overrides, devices, message):
   with pytest.raises(ValueError, match=re.escape(message)):
-    build(tiny.config(SMALL, overrides), devices)
+    build(tiny.config(SETTINGS, overrides), devices)
 
 
 def test_a_task_without_an_objective_is_refused():
   with pytest.raises(ValueError, match=re.escape(
       'Nothing to learn: objective.reconstruction=0.0 and '
       'objective.contrastive=0.0')):
-    build(tiny.config(SMALL, {'objective.reconstruction': 0.0}))
+    build(tiny.config(SETTINGS, {'objective.reconstruction': 0.0}))
 
 
 def test_the_two_objectives_are_added_by_their_weights():
-  program = build(tiny.config(SMALL, {
+  program = build(tiny.config(SETTINGS, {
       'objective.reconstruction': 0.5, 'objective.contrastive': 0.25}))
   params = jax.tree.map(
       lambda leaf: jnp.full(leaf.shape, 0.1), program.shapes.params)
