@@ -9,6 +9,7 @@ the elements that `goldens.sample` picks.
 """
 
 import pathlib
+import re
 import shutil
 import sys
 
@@ -64,6 +65,31 @@ def outputs(source, prefix=''):
       'loss_pix': source[f'{prefix}loss_pix'],
       'loss_normpix': source[f'{prefix}loss_normpix'],
   }
+
+
+def copied(source, *patterns):
+  """The arrays whose whole name matches one of the regular expressions."""
+  return {name: source[name] for name in source.files
+          if any(re.fullmatch(pattern, name) for pattern in patterns)}
+
+
+def frontend(folder):
+  """Clips of about a second, and log-mel features and stages of some."""
+  save('frontend', copied(
+      np.load(folder / 'fbank_edge.npz'),
+      r'.*/(pcm16|sr|fbank_raw|fbank_raw_float64)',
+      r'(speech_1s|stereo_1s|len560)/dataset_speechcommands',
+      'speech_1s/dataset_audioset', 'mel_bank_16k', 'window_hanning_400',
+      'len560/(windowed_frames|power_spectrum)'))
+
+
+def augment(folder):
+  """Two clips as augmented by the released dataset, with its draws."""
+  save('augment', {
+      **copied(np.load(folder / 'augment.npz'), 'roll_mag_.*'),
+      **copied(np.load(folder / 'fbank_5s.npz'),
+               'speech_5s/(pcm16|fbank_raw|dataset_esc50)'),
+      **copied(np.load(folder / 'fbank_edge.npz'), 'stereo_1s/pcm16')})
 
 
 def local(folder):
@@ -159,8 +185,8 @@ def main():
   if len(sys.argv) != 2:
     sys.exit(__doc__)
   folder = pathlib.Path(sys.argv[1])
-  for make in (local, local_dropout, local_released_size, global_, training,
-               schedules, positions):
+  for make in (frontend, augment, local, local_dropout, local_released_size,
+               global_, training, schedules, positions):
     make(folder)
   for name in TABLES:
     shutil.copyfile(folder / f'{name}.tsv', HERE / f'{name}.tsv')
