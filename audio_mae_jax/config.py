@@ -138,7 +138,8 @@ class Optimizer:
   min_lr: float = 1e-6
   warmup_epochs: float = 3.0
   weight_decay: float = 1e-4
-  decay_excluded: tuple[str, ...] = (r'.*/bias', r'.*/scale', r'.*/tau')
+  decay_excluded: tuple[str, ...] = (
+      r'(.*/)?bias', r'(.*/)?scale', r'(.*/)?tau')
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8

@@ -6,6 +6,7 @@ Agreement with the released code is in test_parity.py.
 import functools
 import re
 
+from flax import linen as nn
 import goldens
 import jax
 import jax.extend
@@ -390,21 +391,37 @@ def window_block(grid, size=(6, 6), shift=(2, 2)):
                             bias_dropout=0.1, dtype=jnp.dtype('float32'))
 
 
-def test_a_grid_that_windows_do_not_divide_is_continued_by_its_edge():
+def test_a_grid_that_windows_do_not_tile_is_extended_around_all_blocks():
   grid, whole = (11, 8), (12, 12)  # 101 x 12 in the released code: 102 x 12
-  x = np.random.default_rng(0).normal(size=(2, 88, 8)).astype(np.float32)
-  wide = np.pad(
-      x.reshape(2, 11, 8, 8), ((0, 0), (0, 1), (0, 4), (0, 0)), 'edge')
-  block = window_block(grid)
-  params = jax.jit(block.init, static_argnames='train')(
-      jax.random.key(0), x, train=False)
-  apply = lambda block, x: jax.jit(
-      lambda x: block.apply(params, x, train=False))(x)
-  got = apply(block, x)
-  want = apply(window_block(whole), wide.reshape(2, 144, 8))
-  np.testing.assert_allclose(
-      got.reshape(2, 11, 8, 8), want.reshape(2, 12, 12, 8)[:, :11, :8],
-      atol=1e-6)
+  assert window.whole_windows(grid, (6, 6)) == whole
+  decoder = decoder_lib.Local(
+      8, 2, 2, 4.0, 'time_freq', jnp.float32, window=(6, 6), shift=(2, 0))
+  x = np.random.default_rng(0).normal(size=(2, 89, 8)).astype(np.float32)
+  restore = np.broadcast_to(np.arange(88, dtype=np.int32), (2, 88))
+  params = jax.jit(decoder.init, static_argnums=2)(
+      jax.random.key(0), x, grid, restore)['params']
+  got = decoder.apply({'params': params}, x, grid, restore)
+  # By hand: the added rows and columns live through both blocks.
+  tokens = decoder_lib.Tokens(8, 'time_freq', jnp.float32).apply(
+      {'params': params['tokens']}, x, grid, restore)[:, 1:]
+  y = np.pad(np.reshape(tokens, (2, 11, 8, 8)),
+             ((0, 0), (0, 1), (0, 4), (0, 0)), 'edge').reshape(2, 144, 8)
+  for number, shift in (('00', (0, 0)), ('01', (2, 0))):
+    block = window.WindowBlock(
+        whole, (6, 6), shift, 2, 4.0, 0.1, jnp.float32)
+    y = block.apply({'params': params['blocks'][number]}, y, train=False)
+  y = np.reshape(y, (2, 12, 12, 8))[:, :11, :8].reshape(2, 88, 8)
+  want = nn.LayerNorm(epsilon=1e-6).apply({'params': params['norm']}, y)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_attention_of_zeros_has_a_finite_gradient():
+  block = window_block((4, 4), (4, 4), (0, 0))
+  zeros = np.zeros((1, 16, 8), np.float32)
+  params = block.init(jax.random.key(0), zeros, train=False)
+  grads = jax.grad(
+      lambda p: block.apply(p, zeros, train=False).sum())(params)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_a_window_block_mixes_only_patches_of_one_window():

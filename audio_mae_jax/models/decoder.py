@@ -77,12 +77,18 @@ class Local(_Decoder):
   bias_dropout: float = 0.1
 
   def blocks(self, x, grid, train):
-    return self.local_stack('blocks', grid)(x[:, 1:], train)
+    return self.local(x[:, 1:], grid, train, 'blocks')
 
-  def local_stack(self, name, grid):
-    return self.stack(name, self.depth, lambda i: window_lib.WindowBlock(
-        grid, self.window, self.shift if i % 2 else (0, 0), self.heads,
+  def local(self, x, grid, train, name):
+    """[B, N, W] -> [B, N, W] through the stack `name` of local blocks."""
+    whole = window_lib.whole_windows(grid, self.window)
+    stack = self.stack(name, self.depth, lambda i: window_lib.WindowBlock(
+        whole, self.window, self.shift if i % 2 else (0, 0), self.heads,
         self.mlp_ratio, self.bias_dropout, self.dtype, parent=None), period=2)
+    if whole == grid:
+      return stack(x, train)
+    x = stack(window_lib.extend(x, grid, whole), train)
+    return window_lib.cut(x, grid, whole)
 
 
 class Hybrid(Local):
@@ -90,7 +96,7 @@ class Hybrid(Local):
   global_depth: int = 4
 
   def blocks(self, x, grid, train):
-    x = self.local_stack('local', grid)(x[:, 1:], train)
+    x = self.local(x[:, 1:], grid, train, 'local')
     return self.global_stack('global', self.global_depth)(x, train)
 
 

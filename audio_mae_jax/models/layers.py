@@ -128,4 +128,4 @@ class Stack(nn.Module):
     else:
       for group in groups:
         x = one_period(x, group)
-    return one_period(x, pairs[whole:])
+    return one_period(x, pairs[whole:]) if pairs[whole:] else x

@@ -21,6 +21,30 @@ def fit_window(grid, window, shift):
           tuple(s if w < g else 0 for s, w, g in zip(shift, window, grid)))
 
 
+def whole_windows(grid, window):
+  """The smallest grid around `grid` that whole windows tile."""
+  window, _ = fit_window(grid, window, (0, 0))
+  return tuple(g + -g % w for g, w in zip(grid, window))
+
+
+def extend(x, grid, larger):
+  """[B, N, D] -> [B, N', D]: the last row and column go on to a larger grid.
+
+  So does the released code for its 101 overlapping patches in windows of 6;
+  the patches that are added live through all blocks.
+  """
+  b, _, d = x.shape
+  rest = [(0, n - g) for n, g in zip(larger, grid)]
+  x = jnp.pad(x.reshape(b, *grid, d), ((0, 0), *rest, (0, 0)), mode='edge')
+  return x.reshape(b, -1, d)
+
+
+def cut(x, grid, larger):
+  """[B, N', D] -> [B, N, D]; undoes `extend`."""
+  b, _, d = x.shape
+  return x.reshape(b, *larger, d)[:, :grid[0], :grid[1]].reshape(b, -1, d)
+
+
 def partition(x, window):
   """[B, gt, gf, D] -> [B, windows, patches, D], both in raster order."""
   b, gt, gf, d = x.shape
@@ -92,7 +116,9 @@ class WindowAttention(nn.Module):
   def __call__(self, x, mask, train: bool):
     q, k, v = layers.split_heads(
         layers.dense(3 * x.shape[-1], self.dtype, 'qkv')(x), self.heads)
-    length = lambda y: jnp.linalg.norm(y.astype(jnp.float32), axis=-1)
+    # The floor keeps the gradient at zero finite, and is far below the clamp.
+    length = lambda y: jnp.sqrt(jnp.maximum(
+        jnp.square(y.astype(jnp.float32)).sum(-1), 1e-30))
     # [B, W, H, Lq, Lk]; the reference clamps the product of lengths, not each.
     lengths = jnp.einsum('bwqh,bwkh->bwhqk', length(q), length(k))
     logits = jnp.einsum(
@@ -112,8 +138,7 @@ class WindowAttention(nn.Module):
 class WindowBlock(nn.Module):
   """Attention in shifted windows, then an MLP, [B, N, D] -> [B, N, D].
 
-  A grid that the window does not divide is continued by its last row or column
-  and cut again (the released code does so for its 101 overlapping patches).
+  The window divides `grid`, or fills it; see `whole_windows`.
   """
   grid: tuple[int, int]
   window: tuple[int, int]
@@ -138,15 +163,11 @@ class WindowBlock(nn.Module):
     (gt, gf), (b, _, d) = self.grid, x.shape
     window, shift = fit_window(self.grid, self.window, self.shift)
     y = x.reshape(b, gt, gf, d)
-    rest = tuple(-g % w for g, w in zip(self.grid, window))
-    if any(rest):
-      y = jnp.pad(y, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)), mode='edge')
-    padded = y.shape[1:3]
     if any(shift):
       y = jnp.roll(y, (-shift[0], -shift[1]), axis=(1, 2))
     y = attention(
-        partition(y, window), shift_mask(padded, window, shift), train)
-    y = merge(y, padded, window)
+        partition(y, window), shift_mask(self.grid, window, shift), train)
+    y = merge(y, self.grid, window)
     if any(shift):
       y = jnp.roll(y, shift, axis=(1, 2))
-    return y[:, :gt, :gf].reshape(x.shape)
+    return y.reshape(x.shape)

@@ -207,7 +207,7 @@ def test_an_epoch_has_at_least_one_step(numbered):
 
 
 @pytest.mark.parametrize('make,message', [
-    (dict(batch_size=0), 'batch_size=0 must be a positive multiple'),
+    (dict(batch_size=0), 'batch_size=0 must be 1 or more'),
     (dict(batch_size=3), 'batch_size=3 .* number of processes, 2'),
     (dict(seed=-1), r'train.seed=-1; it takes 0 to 2\*\*32 - 1'),
     (dict(num_threads=-1), 'num_threads=-1; it takes 0'),

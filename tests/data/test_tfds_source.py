@@ -125,7 +125,8 @@ def test_splits_are_chosen_in_the_syntax_of_tfds(prepared):
   assert len(make(path=path, split='test')) == 2
   source = make(path=path, split='train[:50%]')
   assert len(source) == 2
-  assert source.name_of(1) == source[1]['id'] == 'train[:50%][1]'
+  assert source.name_of(1) == source[1]['id'] == (
+      'pcm_set/1.0.0 train[:50%][1]')
   assert source.describe() == (
       'tfds pcm_set/1.0.0, train[:50%]: 2 clips, 2 classes')
   with pytest.raises(ValueError, match="Unknown split 'valid'"):
