@@ -228,13 +228,14 @@ class Bookkeeper:
     for line in record.read(self._workdir / record.NAME):
       losses |= {name: x for name, x in line.items() if name.endswith('/loss')}
     end = ', '.join(f'{name} {x:.4f}' for name, x in losses.items())
-    places = {'Checkpoint': self._checkpoints.latest(),
+    saved = self._workdir / 'checkpoints' / str(self._checkpoints.latest())
+    places = {'Checkpoint': saved,
               'Loss curve': self._workdir / 'loss_curve.png',
               'Pictures': self._workdir / 'pictures',
               'Record': self._workdir / record.NAME}
     _log.info('Done: %d steps, %s. %s', step, end, '  '.join(
         f'{name}: {place}' for name, place in places.items()
-        if place and place.exists()))
+        if place.exists()))
 
   def close(self):
     if self._profile_end is not None:

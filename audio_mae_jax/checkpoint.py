@@ -156,9 +156,9 @@ class Checkpoints:
   def folder(self) -> epath.Path:
     return self._folder
 
-  def latest(self) -> epath.Path | None:
-    step = self._manager.latest_step()
-    return None if step is None else self._folder / str(step)
+  def latest(self) -> int | None:
+    """Step of the newest checkpoint."""
+    return self._manager.latest_step()
 
   def wait(self):
     """Returns when what was begun is written."""

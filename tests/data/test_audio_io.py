@@ -259,3 +259,17 @@ def test_bytes_that_are_cut_are_bad(tone):
   soundfile.write(buffer, tone(1), RATE_HZ, format='WAV')
   with pytest.raises(audio_io.BadAudio, match='truncated'):
     load(buffer.getvalue()[:9000])
+
+
+@pytest.mark.parametrize('rate_hz', [8000, 22050, 44100, 48000])
+def test_resampling_agrees_with_librosa(tmp_path, rate_hz):
+  librosa = pytest.importorskip('librosa')
+  samples = np.random.default_rng(rate_hz).uniform(-0.5, 0.5, rate_hz)
+  soundfile.write(tmp_path / 'a.wav', samples, rate_hz, subtype='FLOAT')
+  want = librosa.resample(
+      samples.astype(np.float32), orig_sr=rate_hz, target_sr=16000,
+      res_type='soxr_hq')
+  got = audio_io.load(
+      {'audio': str(tmp_path / 'a.wav'), 'id': 'a'}, sample_rate_hz=16000,
+      num_samples=16000, crop='start', rng=None)
+  np.testing.assert_allclose(got, want[:16000], atol=1e-6)
