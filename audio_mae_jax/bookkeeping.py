@@ -9,6 +9,7 @@ import os
 import jax
 import numpy as np
 
+from audio_mae_jax import config as config_lib
 from audio_mae_jax import evaluate
 from audio_mae_jax import flops
 from audio_mae_jax import pictures
@@ -27,6 +28,14 @@ class NonFiniteLoss(RuntimeError):
   """The loss is no number any more; the message names step and clips."""
 
 
+def check(log: config_lib.Log):
+  """Raises ValueError for a setting under which no loss would be checked."""
+  if log.every_steps < 0:
+    raise ValueError(
+        f'log.every_steps={log.every_steps}: give a number of steps, or 0 for '
+        'one line an epoch. Losses are checked when they are logged.')
+
+
 def is_due(step: int, every: int, program) -> bool:
   """`every` is a number of steps; 0 is an epoch, -1 never. The last step is."""
   if every < 0:
@@ -40,11 +49,6 @@ class Bookkeeper:
 
   def __init__(self, config, program, train_split, valid_split, workdir,
                checkpoints, meta, start, unlogged):
-    if config.log.every_steps < 0:
-      raise ValueError(
-          f'log.every_steps={config.log.every_steps}: give a number of steps, '
-          'or 0 for one line an epoch. Losses are checked when they are '
-          'logged.')
     self._config, self._program = config, program
     self._train, self._valid = train_split, valid_split
     self._workdir, self._checkpoints = workdir, checkpoints

@@ -60,14 +60,18 @@ def _checksums(tree):
   return jax.tree.map(checksum, tree)
 
 
+def check(settings: config_lib.Checkpoint):
+  """Raises ValueError for a setting that would lose what was trained."""
+  if settings.keep < 1:
+    raise ValueError(
+        f'checkpoint.keep={settings.keep} would keep none; give 1 or more, '
+        'and checkpoint.keep_every_steps to keep some for good.')
+
+
 class Checkpoints:
   """The checkpoints of one work directory."""
 
   def __init__(self, workdir, settings: config_lib.Checkpoint):
-    if settings.keep < 1:
-      raise ValueError(
-          f'checkpoint.keep={settings.keep} would keep none; give 1 or more, '
-          'and checkpoint.keep_every_steps to keep some for good.')
     self._folder = epath.Path(workdir).resolve() / 'checkpoints'
     self._manager = ocp.CheckpointManager(
         self._folder,

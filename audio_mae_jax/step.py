@@ -98,22 +98,21 @@ def build(config: config_lib.Config, steps_per_epoch: int,
   shapes = jax.eval_shape(init)
   placed = sharding.state(mesh, shapes)
   rows, whole = sharding.batch(mesh), sharding.replicated(mesh)
-  jit = lambda fn, **settings: jax.jit(fn, **settings)
   return Program(
       task=task, mesh=mesh, steps_per_epoch=steps_per_epoch, total_steps=steps,
       learning_rate=learning_rate,
       shapes=jax.tree.map(
           lambda leaf, place: jax.ShapeDtypeStruct(
               leaf.shape, leaf.dtype, sharding=place), shapes, placed),
-      init=jit(init, out_shardings=placed),
-      train_step=jit(
+      init=jax.jit(init, out_shardings=placed),
+      train_step=jax.jit(
           _train_step(config, task, tx, learning_rate),
           in_shardings=(placed, rows), out_shardings=(placed, whole),
           donate_argnums=0),
-      eval_step=jit(
+      eval_step=jax.jit(
           _eval_step(config, task), in_shardings=(placed.params, rows, None),
           out_shardings=whole),
-      picture=jit(
+      picture=jax.jit(
           _picture(config, task), in_shardings=(placed.params, rows),
           out_shardings=whole))
 

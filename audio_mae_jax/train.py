@@ -48,6 +48,8 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
   valid_split = splits.Split.open(
       config.data.valid, config.data, 'config.data.valid')
   pipeline.check(config)
+  checkpoint.check(config.checkpoint)
+  bookkeeping.check(config.log)
   program = step_lib.build(
       config, pipeline.steps_per_epoch(
           train_split.source, config.train.batch_size), devices)

@@ -175,11 +175,6 @@ def test_a_second_run_in_the_same_place_is_refused(tmp_path):
       run(tiny(tmp_path))
 
 
-def test_a_keep_policy_that_keeps_nothing_is_refused(tmp_path):
-  with pytest.raises(ValueError, match='checkpoint.keep=0 would keep none'):
-    run(tiny(tmp_path, **{'checkpoint.keep': 0}))
-
-
 def test_clips_that_do_not_suit_the_model_are_warned_of(tmp_path, caplog):
   with caplog.at_level('INFO', 'audio_mae_jax'):
     run(tiny(tmp_path, **{'data.clip_s': 2.0, 'train.steps': 1,
@@ -373,6 +368,8 @@ def test_wrong_settings_stop_before_anything_is_written(tmp_path):
       ({'mask.ratio': 0.0}, 'mask.ratio=0.0 keeps'),
       ({'patch.size': (24, 16)}, 'do not tile'),
       ({'optimizer.warmup_epochs': 9.0}, 'warmup_epochs'),
+      ({'checkpoint.keep': 0}, 'checkpoint.keep=0 would keep none'),
+      ({'log.every_steps': -1}, 'log.every_steps=-1'),
       ({'optimizer.accumulate': 3}, 'accumulate=3'),
       ({'optimizer.accumulate': 0}, 'accumulate=0'),
       ({'train.batch_size': 0}, 'batch_size=0'),
