@@ -49,7 +49,11 @@ class Patch:
   """How the spectrogram is cut; all pairs are (time, frequency)."""
   size: tuple[int, int] = (16, 16)  # frames, mel bins; paper, section 4.2
   stride: tuple[int, int] = (0, 0)  # 0: equal to size; (10, 10) overlaps
-  positions: str = 'time_freq'  # or 'released': the released weights' table
+  # Codes of positions are a fact of the weights: `init_from` brings its own.
+  positions: str = 'time_freq'  # a key of patches.POSITIONS
+  positions_grid: tuple[int, int] = (0, 0)  # they were made for; 0: the present
+  positions_stride: tuple[int, int] = (0, 0)  # idem
+  train_positions: bool = False  # of a 'table'; released flag pos_trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +91,17 @@ class Decoder:
 
 
 @dataclasses.dataclass(frozen=True)
+class Classifier:
+  """What turns encoded tokens into logits (task classify)."""
+  num_classes: int = 527  # C, AudioSet's; 0: no head, the output is pooled
+  pool: str = 'mean'  # over patches, then a norm; or 'class_token'; as released
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
   encoder: Encoder = Encoder()
-  decoder: Decoder = Decoder()
+  decoder: Decoder = Decoder()  # task pretrain
+  classifier: Classifier = Classifier()  # task classify
   dtype: str = 'float32'  # of activations and products: float32 or bfloat16
   remat: str = 'none'  # recompute in the backward pass: none, dots, full
   scan_layers: bool = False  # one compiled block for all layers of a stack
@@ -139,7 +151,7 @@ class Optimizer:
   warmup_epochs: float = 3.0
   weight_decay: float = 1e-4
   decay_excluded: tuple[str, ...] = (
-      r'(.*/)?bias', r'(.*/)?scale', r'(.*/)?tau')
+      r'(.*/)?bias', r'(.*/)?scale', r'(.*/)?tau', r'(.*/)?positions')
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8
@@ -188,6 +200,7 @@ class Config:
   name: str = ''  # of the run; empty: the config file's
   task: str = 'pretrain'  # a key of tasks.TASKS
   workdir: str = ''  # empty: runs/NAME
+  init_from: str = ''  # weights, run or checkpoint to start from; empty: none
   frontend: Frontend = Frontend()
   augment: Augment = Augment()
   patch: Patch = Patch()

@@ -16,6 +16,7 @@ import pytest
 import reference
 import tiny
 
+from audio_mae_jax import config
 from audio_mae_jax import masking
 from audio_mae_jax import tasks
 from audio_mae_jax import trees
@@ -395,14 +396,14 @@ def test_a_grid_that_windows_do_not_tile_is_extended_around_all_blocks():
   grid, whole = (11, 8), (12, 12)  # 101 x 12 in the released code: 102 x 12
   assert window.whole_windows(grid, (6, 6)) == whole
   decoder = decoder_lib.Local(
-      8, 2, 2, 4.0, 'time_freq', jnp.float32, window=(6, 6), shift=(2, 0))
+      8, 2, 2, 4.0, config.Patch(), jnp.float32, window=(6, 6), shift=(2, 0))
   x = np.random.default_rng(0).normal(size=(2, 89, 8)).astype(np.float32)
   restore = np.broadcast_to(np.arange(88, dtype=np.int32), (2, 88))
   params = jax.jit(decoder.init, static_argnums=2)(
       jax.random.key(0), x, grid, restore)['params']
   got = decoder.apply({'params': params}, x, grid, restore)
   # By hand: the added rows and columns live through both blocks.
-  tokens = decoder_lib.Tokens(8, 'time_freq', jnp.float32).apply(
+  tokens = decoder_lib.Tokens(8, config.Patch(), jnp.float32).apply(
       {'params': params['tokens']}, x, grid, restore)[:, 1:]
   y = np.pad(np.reshape(tokens, (2, 11, 8, 8)),
              ((0, 0), (0, 1), (0, 4), (0, 0)), 'edge').reshape(2, 144, 8)

@@ -93,19 +93,24 @@ def test_patches_that_do_not_suit_the_spectrogram_are_refused(
     patches.grid_of((1024, 128), config.Patch(size, stride))
 
 
+def table_of(grid, width, positions, **settings):
+  return patches.position_table(
+      grid, width, config.Patch(positions=positions, **settings))
+
+
 def test_the_released_positions_are_those_of_the_released_model():
   golden = goldens.read('positions')
   for width in (768, 512):
-    table = patches.position_table((64, 8), width, 'released')
+    table = table_of((64, 8), width, 'released')
     assert table.shape == (513, width) and table.dtype == np.float32
     # Both are rounded from float64, whose sines differ in the last place
     # between libraries; that can move a float32 in (0.5, 1) by 6e-8.
     np.testing.assert_allclose(
         goldens.sample(table, 4 * 4096), golden[str(width)], rtol=0, atol=6e-8)
   # Sums over the whole of both tables, as the released code prints them.
-  table = patches.position_table((64, 8), 768, 'released').astype(np.float64)
+  table = table_of((64, 8), 768, 'released').astype(np.float64)
   assert abs(table.sum() - 171206.7415) < 1e-3
-  assert abs(patches.position_table((64, 8), 512, 'released').astype(
+  assert abs(table_of((64, 8), 512, 'released').astype(
       np.float64).sum() - 113997.0248) < 1e-3
   assert not table[1, :3].any()
   np.testing.assert_allclose(
@@ -117,7 +122,7 @@ def test_the_released_positions_are_those_of_the_released_model():
 def test_each_half_of_a_position_codes_one_of_time_and_frequency(grid):
   gt, gf = grid
   width = 64
-  table = patches.position_table(grid, width, 'time_freq')
+  table = table_of(grid, width, 'time_freq')
   assert not table[0].any()  # the class token's
   places = table[1:].reshape(gt, gf, width)
   freq, time = places[..., :width // 2], places[..., width // 2:]
@@ -137,8 +142,8 @@ def test_a_square_grid_is_the_same_in_both_layouts():
   # What the released code got wrong is the order of the axes; on a square grid
   # its columns are the frequencies.
   np.testing.assert_array_equal(
-      patches.position_table((6, 6), 32, 'released'),
-      patches.position_table((6, 6), 32, 'time_freq'))
+      table_of((6, 6), 32, 'released'),
+      table_of((6, 6), 32, 'time_freq'))
 
 
 def nearest(table, grid):
@@ -153,21 +158,21 @@ def nearest(table, grid):
 
 def test_neighbours_have_similar_positions_in_the_correct_layout_only():
   grid = (64, 8)
-  steps = nearest(patches.position_table(grid, 768, 'time_freq'), grid)
+  steps = nearest(table_of(grid, 768, 'time_freq'), grid)
   assert (steps.sum(1) == 1).all()
-  steps = nearest(patches.position_table(grid, 768, 'released'), grid)
+  steps = nearest(table_of(grid, 768, 'released'), grid)
   assert (steps.sum(1) > 1).any()
 
 
 def test_every_place_has_a_code_of_its_own_in_every_layout():
   for name in patches.POSITIONS:
     for grid in ((64, 8), (101, 12), (13, 7)):
-      table = patches.position_table(grid, 64, name)
+      table = table_of(grid, 64, name)
       assert len(np.unique(table[1:].round(5), axis=0)) == grid[0] * grid[1]
 
 
 def test_a_shared_table_cannot_be_changed():
-  table = patches.position_table((3, 5), 32, 'time_freq')
+  table = table_of((3, 5), 32, 'time_freq')
   with pytest.raises(ValueError, match='read-only'):
     table[0, 0] = 1
 
@@ -175,8 +180,110 @@ def test_a_shared_table_cannot_be_changed():
 @pytest.mark.parametrize('width, layout, message', [
     (30, 'time_freq', 'a width that is a multiple of 4, not 30'),
     (32, 'time_freqs', "patch.positions='time_freqs' is not known. Did you "
-     "mean 'time_freq'? Known: time_freq, released."),
+     "mean 'time_freq'? Known: time_freq, released, table."),
 ])
 def test_a_wrong_table_is_refused(width, layout, message):
   with pytest.raises(ValueError, match=re.escape(message)):
-    patches.position_table((4, 4), width, layout)
+    table_of((4, 4), width, layout)
+
+
+def test_positions_can_be_trained_only_as_a_table():
+  with pytest.raises(ValueError, match="set patch.positions='table'"):
+    table_of((4, 4), 32, 'released', train_positions=True)
+
+
+TRAINED = {'positions_grid': (64, 8)}  # the released model's, of 10 s
+
+
+@pytest.mark.parametrize('positions', ['time_freq', 'released'])
+@pytest.mark.parametrize('grid', [(32, 8), (8, 8), (51, 6), (64, 8), (1, 1)])
+def test_a_shorter_clip_keeps_each_places_code(positions, grid):
+  trained = table_of((64, 8), 64, positions)
+  moved = table_of(grid, 64, positions, **TRAINED)
+  places = trained[1:].reshape(64, 8, 64)[:grid[0], :grid[1]]
+  np.testing.assert_array_equal(moved[1:], places.reshape(-1, 64))
+  np.testing.assert_array_equal(moved[0], trained[0])
+
+
+def test_the_released_crop_gives_places_codes_that_they_were_not_trained_with():
+  # util/pos_embed.py:139 keeps the first columns of an (8, 64) view, for 5 s.
+  golden = goldens.read('adapt')
+  cropped = golden['src_8x64'][0, 1:].reshape(8, 64, -1)[:, :32]
+  np.testing.assert_array_equal(
+      golden['crop_8x32'][0, 1:], cropped.reshape(256, -1))
+  trained = table_of((64, 8), 64, 'released')[1:]
+  cropped = trained.reshape(8, 64, 64)[:, :32].reshape(256, 64)
+  moved = table_of((32, 8), 64, 'released', **TRAINED)[1:]
+  assert (np.abs(cropped - moved) < 1e-6).all(1).mean() < 0.2
+  # It is what a grid of its own gives.
+  np.testing.assert_array_equal(
+      cropped, table_of((32, 8), 64, 'released', positions_grid=(32, 8))[1:])
+
+
+@pytest.mark.parametrize('positions', ['time_freq', 'released'])
+def test_a_longer_clip_keeps_the_codes_it_was_trained_with(positions):
+  trained = table_of((64, 8), 64, positions)
+  longer = table_of((96, 8), 64, positions, **TRAINED)
+  np.testing.assert_array_equal(longer[:513], trained)
+  # What follows has codes of its own, too.
+  assert len(np.unique(longer[1:].round(5), axis=0)) == 96 * 8
+
+
+@pytest.mark.parametrize('positions', ['time_freq', 'released', 'table'])
+def test_another_stride_keeps_the_codes_of_places_that_coincide(positions):
+  moved = config.Patch(
+      stride=(8, 8), positions=positions, positions_grid=(64, 8),
+      positions_stride=(16, 16))
+  trained = table_of((64, 8), 64, positions)
+  if positions == 'table':
+    trained = np.random.default_rng(0).normal(size=(513, 64)).astype(np.float32)
+    table = np.asarray(patches.look_up(trained, (127, 15), moved))
+  else:
+    table = patches.position_table((127, 15), 64, moved)
+  places = table[1:].reshape(127, 15, 64)
+  trained = trained[1:].reshape(64, 8, 64)
+  np.testing.assert_array_equal(places[::2, ::2], trained)
+  # And those between are between.
+  want = (trained[:-1] + trained[1:]) / 2
+  if positions == 'time_freq':  # by the formula, not by a chord
+    half = np.arange(63) + 0.5
+    angles = half[:, None] / 10000 ** (np.arange(16) / 16)
+    want = np.concatenate([np.sin(angles), np.cos(angles)], 1)[:, None]
+    places = places[..., 32:]
+  np.testing.assert_allclose(
+      places[1::2, ::2], np.broadcast_to(want, (63, 8, want.shape[-1])),
+      rtol=0, atol=2e-7)
+
+
+def test_stride_ten_of_the_paper_reaches_no_further_than_stride_sixteen():
+  moved = config.Patch(
+      stride=(10, 10), positions='released', positions_grid=(64, 8),
+      positions_stride=(16, 16))
+  table = patches.position_table((101, 12), 768, moved)
+  trained = table_of((64, 8), 768, 'released')
+  # Frame 80 and bin 80 begin the 5th patch of the one and the 8th of the other.
+  np.testing.assert_array_equal(table[1 + 8 * 12 + 8], trained[1 + 5 * 8 + 5])
+
+
+def test_a_table_gives_back_what_it_holds():
+  table = np.random.default_rng(0).normal(size=(513, 24)).astype(np.float32)
+  settings = config.Patch(positions='table', **TRAINED)
+  np.testing.assert_array_equal(
+      patches.look_up(table, (64, 8), settings), table)
+  shorter = np.asarray(patches.look_up(table, (32, 8), settings))
+  np.testing.assert_array_equal(shorter, table[:257])
+
+
+@pytest.mark.parametrize('positions, grid, message', [
+    ('released', (64, 12), 'for 64 x 8 patches (time x mel), and have no code '
+     'for place 11 along mel bins. Use fewer mel bins'),
+    ('table', (65, 8), 'no code for place 64 along frames. Use fewer frames'),
+    ('table', (64, 9), 'no code for place 8 along mel bins'),
+])
+def test_a_place_without_a_code_is_refused(positions, grid, message):
+  settings = config.Patch(positions=positions, **TRAINED)
+  with pytest.raises(ValueError, match=re.escape(message)):
+    if positions == 'table':
+      patches.look_up(np.zeros((513, 32), np.float32), grid, settings)
+    else:
+      patches.position_table(grid, 32, settings)

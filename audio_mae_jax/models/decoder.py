@@ -10,7 +10,6 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from audio_mae_jax import config as config_lib
-from audio_mae_jax import patches as patches_lib
 from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import layers
 from audio_mae_jax.models import window as window_lib
@@ -19,7 +18,7 @@ from audio_mae_jax.models import window as window_lib
 class Tokens(nn.Module):
   """[B, 1 + K, D] -> [B, 1 + N, W]: with mask tokens and positions."""
   width: int
-  positions: str
+  patch: config_lib.Patch
   dtype: jnp.dtype
 
   @nn.compact
@@ -32,8 +31,8 @@ class Tokens(nn.Module):
     patches = jnp.concatenate([x[:, 1:], missing], axis=1)
     patches = jnp.take_along_axis(patches, restore_ids[..., None], axis=1)
     x = jnp.concatenate([x[:, :1], patches], axis=1)
-    table = patches_lib.position_table(grid, self.width, self.positions)
-    return x + jnp.asarray(table, self.dtype)
+    table = layers.positions(self, grid, self.width, self.patch)
+    return x + table.astype(self.dtype)
 
 
 class _Decoder(nn.Module):
@@ -42,14 +41,14 @@ class _Decoder(nn.Module):
   depth: int
   heads: int
   mlp_ratio: float
-  positions: str
+  patch: config_lib.Patch
   dtype: jnp.dtype
   scan: bool = False
   remat: str = 'none'
 
   @nn.compact
   def __call__(self, x, grid, restore_ids, *, train=False):
-    x = Tokens(self.width, self.positions, self.dtype, name='tokens')(
+    x = Tokens(self.width, self.patch, self.dtype, name='tokens')(
         x, grid, restore_ids)
     x = self.blocks(x, grid, train)
     return layers.layer_norm(self.dtype, 'norm')(x)
@@ -103,12 +102,13 @@ class Hybrid(Local):
 DECODERS = {'global': Global, 'local': Local, 'hybrid': Hybrid}
 
 
-def make(model: config_lib.Model, positions: str) -> nn.Module:
-  """The decoder that `model.decoder` describes."""
+def make(config: config_lib.Config) -> nn.Module:
+  """The decoder that `config` describes."""
+  model = config.model
   decoder, settings = config_lib.select(
       DECODERS, model.decoder, 'model.decoder')
   encoder_lib.check_heads(
       settings['width'], settings['heads'], 'model.decoder')
   return decoder(
-      **settings, positions=positions, dtype=jnp.dtype(model.dtype),
+      **settings, patch=config.patch, dtype=jnp.dtype(model.dtype),
       scan=model.scan_layers, remat=model.remat)

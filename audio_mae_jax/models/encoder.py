@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 
 from audio_mae_jax import config as config_lib
-from audio_mae_jax import patches as patches_lib
 from audio_mae_jax.models import layers
 
 VARIANTS = {  # width D, blocks, heads H
@@ -44,16 +43,17 @@ class Encoder(nn.Module):
   depth: int
   heads: int
   mlp_ratio: float
-  positions: str  # a key of patches.POSITIONS
+  patch: config_lib.Patch
   dtype: jnp.dtype
   scan: bool = False
   remat: str = 'none'
+  final_norm: bool = True
 
   @nn.compact
   def __call__(self, patches, grid, keep_ids=None, *, train=False):
     """`keep_ids` int32 [B, K], or None to encode all N patches."""
-    table = patches_lib.position_table(grid, self.width, self.positions)
-    places = jnp.asarray(table[1:])[None]
+    table = layers.positions(self, grid, self.width, self.patch)
+    places = table[1:][None]
     if keep_ids is not None:
       patches = jnp.take_along_axis(patches, keep_ids[..., None], axis=1)
       places = places[0][keep_ids]
@@ -65,11 +65,24 @@ class Encoder(nn.Module):
             rng, shape, dtype, -bound, bound))
     x = embed(patches) + places.astype(self.dtype)
     token = self.param('cls_token', layers.TOKEN, (self.width,))
-    token = jnp.broadcast_to(  # its position is zero
-        token.astype(self.dtype), (x.shape[0], 1, self.width))
+    token = jnp.broadcast_to(
+        (token + table[0]).astype(self.dtype), (x.shape[0], 1, self.width))
     x = jnp.concatenate([token, x], axis=1)
     x = layers.Stack(
         lambda i: layers.Block(
             self.heads, self.mlp_ratio, self.dtype, parent=None),
         self.depth, scan=self.scan, remat=self.remat, name='blocks')(x, train)
-    return layers.layer_norm(self.dtype, 'norm')(x)
+    return layers.layer_norm(self.dtype, 'norm')(x) if self.final_norm else x
+
+
+def make(config: config_lib.Config, final_norm: bool = True) -> Encoder:
+  """The encoder that `config` describes."""
+  model = config.model
+  if model.dtype not in ('float32', 'bfloat16'):
+    raise ValueError(
+        f'model.dtype={model.dtype!r} is not known: float32, bfloat16.')
+  config_lib.lookup(layers.REMAT, model.remat, 'model.remat')
+  width, depth, heads = sizes(model.encoder)
+  return Encoder(
+      width, depth, heads, model.encoder.mlp_ratio, config.patch,
+      jnp.dtype(model.dtype), model.scan_layers, model.remat, final_norm)

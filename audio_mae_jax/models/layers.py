@@ -10,6 +10,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import patches as patches_lib
+
 XAVIER = nn.initializers.xavier_uniform()  # released code, models_mae.py:165
 TOKEN = nn.initializers.normal(0.02)  # class and mask tokens, idem :158
 
@@ -23,6 +26,23 @@ def layer_norm(dtype, name: str) -> nn.LayerNorm:
   """Over channels, epsilon 1e-6; variance as mean squared deviation (exact)."""
   return nn.LayerNorm(
       epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def positions(module: nn.Module, grid, width: int, patch: config_lib.Patch):
+  """Codes of the class token and of every patch of `grid`, float32 [1 + N, D].
+
+  They are constants, unless `patch.positions` is 'table': then they are the
+  parameter 'positions' of `module`, which is trained only when asked.
+  """
+  if patch.positions != 'table':
+    return jnp.asarray(patches_lib.position_table(grid, width, patch))
+  trained = patches_lib.trained_grid(grid, patch)
+  table = module.param(
+      'positions', lambda rng: jnp.asarray(patches_lib.position_table(
+          trained, width, config_lib.Patch())))
+  if not patch.train_positions:
+    table = jax.lax.stop_gradient(table)
+  return patches_lib.look_up(table, grid, patch)
 
 
 class Mlp(nn.Module):

@@ -52,17 +52,8 @@ class AudioMAE(nn.Module):
 
 def make(config: config_lib.Config) -> AudioMAE:
   """The model that `config` describes."""
-  model = config.model
-  if model.dtype not in ('float32', 'bfloat16'):
-    raise ValueError(
-        f'model.dtype={model.dtype!r} is not known: float32, bfloat16.')
-  config_lib.lookup(layers.REMAT, model.remat, 'model.remat')
-  width, depth, heads = encoder_lib.sizes(model.encoder)
-  dtype = jnp.dtype(model.dtype)
   return AudioMAE(
-      encoder=encoder_lib.Encoder(
-          width, depth, heads, model.encoder.mlp_ratio, config.patch.positions,
-          dtype, model.scan_layers, model.remat),
-      decoder=decoder_lib.make(model, config.patch.positions),
-      dtype=dtype,
+      encoder=encoder_lib.make(config),
+      decoder=decoder_lib.make(config),
+      dtype=jnp.dtype(config.model.dtype),
       contrastive=config.objective.contrastive > 0)

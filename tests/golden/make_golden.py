@@ -23,8 +23,9 @@ import reference  # noqa: E402
 
 MAX_BYTES = 1_000_000  # of one file
 OUTPUT = 4096  # elements kept of an activation
-TABLES = ('pretrain_keys', 'pretrain_global_keys', 'pretrain_decay_groups',
-          'pretrain_init_stats')
+TABLES = ('pretrain_keys', 'pretrain_global_keys', 'pretrain_overlap_keys',
+          'finetune_keys', 'pretrain_decay_groups', 'pretrain_init_stats')
+FILES = ('ckpt_pretrain_tiny.pth', 'ckpt_pretrain_tiny_legacy.pth')
 VARIANTS = {  # of the local decoder -> the noise that drew its mask
     'random80': ('noise',), 'random50': ('noise',), 'no_shift': ('noise',),
     'normpix_off': ('noise',),
@@ -181,15 +182,37 @@ def positions(folder):
                           (512, 'decoder_pos_embed_512'))})
 
 
+def adapt(folder):
+  """Tables of positions as released helpers crop and resize them."""
+  source = np.load(folder / 'pos_embed_adapt.npz')
+  save('adapt', {name: source[name] for name in source.files
+                 if name != 'README'})
+
+
+def finetune(folder):
+  """A small classifier: its tensors, as released, and what it made of a batch.
+  """
+  source = np.load(folder / 'finetune_tiny.npz')
+  kept = ('imgs', 'targets', 'eval/pooled_fc_norm', 'eval/logits',
+          'eval/bce_loss')
+  save('finetune', {
+      **{name: source[name] for name in source.files
+         if name in kept or name.startswith('param/')},
+      **{name: goldens.sample(source[name]) for name in source.files
+         if name.startswith('eval/grad/')}})
+
+
 def main():
   if len(sys.argv) != 2:
     sys.exit(__doc__)
   folder = pathlib.Path(sys.argv[1])
   for make in (frontend, augment, local, local_dropout, local_released_size,
-               global_, training, schedules, positions):
+               global_, training, schedules, positions, adapt, finetune):
     make(folder)
   for name in TABLES:
     shutil.copyfile(folder / f'{name}.tsv', HERE / f'{name}.tsv')
+  for name in FILES:
+    shutil.copyfile(folder / name, HERE / name)
 
 
 if __name__ == '__main__':
