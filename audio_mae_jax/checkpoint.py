@@ -21,6 +21,7 @@ from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from audio_mae_jax import config as config_lib
@@ -129,12 +130,7 @@ class Checkpoints:
   def _read_state(self, step, target, meta):
     state = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(target)))['state']
-    now = fingerprint(state)
-    changed = [name for name, value in meta['fingerprint'].items()
-               if now.get(name) != value]
-    if changed:
-      raise ValueError(
-          f'{len(changed)} arrays are not what was saved, e.g. {changed[0]}')
+    _check_fingerprint(state, meta)
     return state
 
   def _set_aside(self, damaged, step):
@@ -170,6 +166,80 @@ class Checkpoints:
 
   def close(self):
     self._manager.close()  # waits, too
+
+
+def read_params(folder) -> tuple[dict, dict]:
+  """Parameters by name, as NumPy arrays, and meta of the newest checkpoint.
+
+  A damaged one is passed over. The parameters are those that evaluation used:
+  the average, if there was one.
+
+  Args:
+    folder: a run's work directory, or the folder of one checkpoint in it.
+
+  Raises:
+    ValueError: there is no checkpoint, or none is whole.
+  """
+  return _newest(folder, _read_params)
+
+
+def read_meta(folder) -> dict:
+  """What is stored beside the arrays; arguments as of `read_params`."""
+  return _newest(folder, _read_meta)
+
+
+def steps_in(workdir) -> list[epath.Path]:
+  """Folders of the checkpoints of a run, the newest first."""
+  found = (path for path in (epath.Path(workdir) / 'checkpoints').glob('*')
+           if path.name.isdigit())
+  return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def _newest(folder, read):
+  folder = epath.Path(folder)
+  reasons = []
+  for path in [folder] if is_checkpoint(folder) else steps_in(folder):
+    found, reason = _try(read, path)
+    if reason is None:
+      return found
+    reasons.append(f'{path}: {reason}')
+    _log.error('Checkpoint %s is damaged: %s', path, reason)
+  raise ValueError(
+      f'No checkpoint in {folder} could be read'
+      + (f': {"; ".join(reasons)}. Restore one from a backup.' if reasons else
+         '; give the work directory of a run, e.g. runs/NAME, or '
+         'runs/NAME/checkpoints/STEP.'))
+
+
+def is_checkpoint(folder) -> bool:
+  """Whether `folder` is that of one checkpoint of a run."""
+  return (epath.Path(folder) / 'state').exists()
+
+
+def _read_params(path):
+  handler = ocp.PyTreeCheckpointHandler()
+  shapes = handler.metadata(path / 'state').tree
+  name = 'ema' if shapes['ema'] is not None else 'params'
+  item = {name: jax.tree.map(lambda _: 0, shapes[name])}
+  found = handler.restore(path / 'state', args=ocp.args.PyTreeRestore(
+      item=item, partial_restore=True, restore_args=jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)))
+  meta = _read_meta(path)
+  _check_fingerprint(found, meta)
+  return trees.flatten(found[name]), meta
+
+
+def _read_meta(path):
+  return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / 'meta')
+
+
+def _check_fingerprint(tree, meta):
+  """Raises ValueError if a leaf of `tree` is not what was saved."""
+  changed = [name for name, value in fingerprint(tree).items()
+             if meta['fingerprint'].get(name) != value]
+  if changed:
+    raise ValueError(
+        f'{len(changed)} arrays are not what was saved, e.g. {changed[0]}')
 
 
 def _try(read, *args):

@@ -18,6 +18,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import optim
 from audio_mae_jax import sharding
 from audio_mae_jax import tasks
+from audio_mae_jax import trees
 
 PICTURED = 4  # clips of a reconstruction picture
 
@@ -44,7 +45,7 @@ class Program:
   total_steps: int
   learning_rate: optax.Schedule
   shapes: TrainState  # of ShapeDtypeStruct with shardings: a restore's target
-  init: Callable  # () -> TrainState
+  init: Callable  # (parameters by name = {}) -> TrainState; others are fresh
   train_step: Callable  # (state, batch) -> (state, metrics); donates the state
   eval_step: Callable  # (params, batch, number) -> sums over valid clips
   picture: Callable  # (params, batch) -> arrays of the first PICTURED clips
@@ -104,7 +105,7 @@ def build(config: config_lib.Config, steps_per_epoch: int,
       shapes=jax.tree.map(
           lambda leaf, place: jax.ShapeDtypeStruct(
               leaf.shape, leaf.dtype, sharding=place), shapes, placed),
-      init=jax.jit(init, out_shardings=placed),
+      init=_from(jax.jit(init, out_shardings=placed)),
       train_step=jax.jit(
           _train_step(config, task, tx, learning_rate),
           in_shardings=(placed, rows), out_shardings=(placed, whole),
@@ -115,6 +116,24 @@ def build(config: config_lib.Config, steps_per_epoch: int,
       picture=jax.jit(
           _picture(config, task), in_shardings=(placed.params, rows),
           out_shardings=whole))
+
+
+def _from(init):
+  """`init()`, with given parameters (float32 NumPy arrays) in their places."""
+
+  def start(arrays: dict | None = None) -> TrainState:
+    state = init()
+
+    def place(name, leaf):
+      if not arrays or name not in arrays:
+        return leaf
+      return jax.make_array_from_callback(
+          leaf.shape, leaf.sharding, lambda index: arrays[name][index])
+
+    return state.replace(params=trees.map_named(place, state.params),
+                         ema=trees.map_named(place, state.ema))
+
+  return start
 
 
 def _train_step(config, task, tx, learning_rate):

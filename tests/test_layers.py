@@ -12,16 +12,17 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'audio_mae_jax'
 # Rooms by floor; a room may import from its own floor (never in a circle) and
 # from those below. Entries name a module or a folder.
 FLOORS = [
-    ['config', 'trees', 'record'],
+    ['config', 'trees', 'record', 'compare'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
     ['flops', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress'],
     ['tasks'],
     ['step', 'checkpoint'],
+    ['weights'],
     ['evaluate'],
     ['bookkeeping'],
     ['train'],
-    ['cli', 'measure'],
+    ['cli', 'measure', 'convert'],
     ['main', 'benchmark'],
 ]
 

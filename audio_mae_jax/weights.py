@@ -1,0 +1,304 @@
+"""Weights: parameters and the settings that make sense of them, without a run.
+
+A folder of two files: `model.safetensors` holds the parameters by their names
+('encoder/blocks/00/attn/qkv/kernel'), in float32 or bfloat16; `config.json` the
+settings, and where they come from. `config.init_from` takes such a folder, and
+so do all commands that use a trained model.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from audio_mae_jax import checkpoint
+from audio_mae_jax import compare
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import masking
+from audio_mae_jax import patches as patches_lib
+from audio_mae_jax import trees
+from audio_mae_jax.models import classifier
+from audio_mae_jax.models import mae
+
+_log = logging.getLogger(__name__)
+
+TENSORS, SETTINGS = 'model.safetensors', 'config.json'
+KIND, VERSION = 'audio_mae_jax.weights', 1
+DTYPES = {'float32': np.dtype(np.float32),
+          'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+PARTS = ('all', 'encoder')
+
+# Position tables are no parameters where a formula gives them; a table that was
+# read from elsewhere is kept beside them, so that it leaves bit by bit.
+_TABLE = 'positions_as_read/'
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Parameters by name, and what they are parameters of."""
+  params: dict[str, np.ndarray]  # float32 or bfloat16
+  config: config_lib.Config
+  source: dict  # where they come from, for people
+  # 'encoder', 'decoder' -> [1 + N, D] as another file had them; may be empty.
+  tables: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def part(self, name: str) -> 'Weights':
+    """These weights ('all'), or those of the encoder alone ('encoder')."""
+    if name not in PARTS:
+      raise ValueError(f'part={name!r} is not known: {", ".join(PARTS)}.')
+    if name == 'all':
+      return self
+    keep = lambda arrays: {key: value for key, value in arrays.items()
+                           if key.split('/')[0] == 'encoder'}
+    return dataclasses.replace(
+        self, params=keep(self.params), tables=keep(self.tables))
+
+
+def shapes(config: config_lib.Config) -> dict[str, jax.ShapeDtypeStruct]:
+  """Names and shapes of all parameters of the model that `config` describes."""
+  grid = grid_of(config)
+  n, p = grid[0] * grid[1], int(np.prod(config.patch.size))
+  patches = jnp.zeros((1, n, p))
+  make = {'pretrain': mae.make, 'classify': classifier.make}
+  model = config_lib.lookup(make, config.task, 'task')(config)
+  if config.task == 'pretrain':
+    arguments = (patches, grid, masking.from_scores(jnp.zeros((1, n)), n))
+  else:
+    arguments = (patches, grid)
+  return trees.flatten(jax.eval_shape(
+      lambda: model.init(jax.random.key(0), *arguments))['params'])
+
+
+def grid_of(config: config_lib.Config) -> tuple[int, int]:
+  return patches_lib.grid_of(
+      (config.frontend.num_frames, config.frontend.num_mel_bins), config.patch)
+
+
+def save(folder, weights: Weights, dtype: str = 'float32'):
+  """Writes `folder`, whole or not at all.
+
+  Raises:
+    ValueError: `folder` exists, or `dtype` is not float32 or bfloat16.
+  """
+  number = config_lib.lookup(DTYPES, dtype, 'dtype')
+  arrays = {name: np.ascontiguousarray(x, number)
+            for name, x in weights.params.items()}
+  arrays |= {_TABLE + name: np.ascontiguousarray(x)
+             for name, x in weights.tables.items()}
+  with writing(folder) as place:
+    place.mkdir()
+    safetensors.numpy.save_file(
+        arrays, place / TENSORS, metadata={'format': 'np'})
+    settings = {
+        'kind': KIND, 'version': VERSION, 'dtype': dtype,
+        'sha256': sha256(place / TENSORS), 'source': weights.source,
+        'config': dataclasses.asdict(weights.config)}
+    (place / SETTINGS).write_text(json.dumps(settings, indent=1) + '\n')
+
+
+def load(path) -> Weights:
+  """Weights from a folder of weights, a run, or one of its checkpoints.
+
+  Raises:
+    ValueError: there are none, or they are not what was written.
+  """
+  folder = pathlib.Path(path)
+  if _is_run(folder):
+    params, meta = checkpoint.read_params(folder)
+    config = _of_run(meta, folder)
+    return Weights(params, config, {'run': config.name or folder.name})
+  settings = _settings(folder)
+  if sha256(folder / TENSORS) != settings['sha256']:
+    raise ValueError(
+        f'{folder / TENSORS} is not what was written (its checksum differs): '
+        'copy or convert it again.')
+  try:
+    arrays = safetensors.numpy.load_file(folder / TENSORS)
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'{folder / TENSORS} cannot be read: {error}.') from error
+  tables = {name[len(_TABLE):]: arrays.pop(name)
+            for name in list(arrays) if name.startswith(_TABLE)}
+  return Weights(
+      arrays, _typed(settings['config'], folder), settings['source'], tables)
+
+
+def load_config(path) -> config_lib.Config:
+  """The settings that weights were trained with; arguments as of `load`."""
+  folder = pathlib.Path(path)
+  if _is_run(folder):
+    return _of_run(checkpoint.read_meta(folder), folder)
+  return _typed(_settings(folder)['config'], folder)
+
+
+def _is_run(folder):
+  return checkpoint.is_checkpoint(folder) or (folder / 'checkpoints').is_dir()
+
+
+def _of_run(meta, folder):
+  return _with_positions(_typed(meta['config'], folder))
+
+
+def _settings(folder):
+  """The content of SETTINGS."""
+  if not (folder / TENSORS).exists() or not (folder / SETTINGS).exists():
+    raise ValueError(
+        f'{folder} holds no weights. It can be the work directory of a run '
+        '(runs/NAME), one of its checkpoints, or a folder that `python -m '
+        'audio_mae_jax.convert` made. Files of other projects must be imported '
+        'first.')
+  try:
+    settings = json.loads((folder / SETTINGS).read_text())
+  except ValueError as error:
+    raise ValueError(f'{folder / SETTINGS} is no JSON: {error}.') from error
+  if not isinstance(settings, dict) or settings.get('kind') != KIND:
+    raise ValueError(
+        f'{folder / SETTINGS} is not of this project: import the folder '
+        'first, with `python -m audio_mae_jax.convert import`.')
+  if settings['version'] > VERSION:
+    raise ValueError(
+        f'{folder} has version {settings["version"]}, and this program knows '
+        f'versions up to {VERSION}: update it.')
+  return settings
+
+
+def _typed(settings, folder):
+  try:
+    return config_lib.typed(settings)
+  except ValueError as error:
+    raise ValueError(
+        f'The settings in {folder} are of another version: {error}') from error
+
+
+def _with_positions(config):
+  """`config` with the places of its positions written out, so that they stay
+  what they are when the weights move to another grid."""
+  patch = config.patch
+  return dataclasses.replace(config, patch=dataclasses.replace(
+      patch, positions_grid=patches_lib.trained_grid(grid_of(config), patch),
+      positions_stride=tuple(
+          trained or stride for trained, stride in
+          zip(patch.positions_stride, patches_lib.resolve_stride(patch)))))
+
+
+def describe_positions(patch: config_lib.Patch) -> str:
+  gt, gf = patch.positions_grid
+  return (f'positions {patch.positions!r}, made for {gt} x {gf} patches at '
+          f'stride {"x".join(map(str, patch.positions_stride))}')
+
+
+def prepare(
+    config: config_lib.Config, workdir
+) -> tuple[config_lib.Config, dict[str, np.ndarray]]:
+  """What `config.init_from` means for a run in `workdir`.
+
+  Returns:
+    `config` with the positions of its weights, and the parameters to start
+    from: none if there is nothing to start from, or the run has checkpoints
+    (it then needs the weights no more).
+
+  Raises:
+    ValueError: there are no weights, or they do not fit the model.
+  """
+  if not config.init_from:
+    return config, {}
+  started = bool(checkpoint.steps_in(workdir))
+  config = adopt_positions(
+      config, load_config(workdir if started else config.init_from))
+  return config, {} if started else initial(config)
+
+
+def adopt_positions(
+    config: config_lib.Config, weights: config_lib.Config) -> config_lib.Config:
+  """`config` with the positions that its weights were trained with.
+
+  A field that `config` sets itself stays: '--config.patch.positions_grid' of
+  the shorter clip gives the released code's crop.
+  """
+  fields = ('positions', 'positions_grid', 'positions_stride')
+  adopted = {
+      field: own if (own := getattr(config.patch, field)) != getattr(
+          config_lib.Patch(), field) else getattr(weights.patch, field)
+      for field in fields}
+  return dataclasses.replace(
+      config, patch=dataclasses.replace(config.patch, **adopted))
+
+
+def initial(config: config_lib.Config) -> dict[str, np.ndarray]:
+  """Parameters of `config.init_from` for a model of `config`: float32, by name.
+
+  Groups that only one of them has (a decoder, a head) are left out, and said;
+  so are a head for other classes, and the encoder's last norm if a classifier
+  that pools patches has none (as released).
+
+  Raises:
+    ValueError: there are no weights, or the encoder is another one.
+  """
+  weights = load(config.init_from)
+  wanted = {name: leaf.shape for name, leaf in shapes(config).items()}
+  found = {name: x.shape for name, x in weights.params.items()}
+  groups = lambda names: {_group(name) for name in names}
+  fresh = groups(wanted) - groups(found)
+  unused = groups(found) - groups(wanted)
+  if any(wanted.get(name, found[name]) != found[name]
+         for name in found if _group(name) == 'head'):
+    fresh.add('head')
+    unused.add('head')
+  keep = lambda shapes, leave: {name: shape for name, shape in shapes.items()
+                                if _group(name) not in leave}
+  wrong = compare.differences(keep(wanted, fresh), keep(found, unused))
+  if wrong:
+    raise ValueError(
+        f'The weights in {config.init_from} do not fit the model:\n{wrong}'
+        + compare.likely_cause(wanted, found))
+  taken = {name: np.asarray(weights.params[name], np.float32)
+           for name in keep(wanted, fresh)}
+  _log.info(
+      'Weights: %d arrays from %s, %s.%s%s', len(taken), config.init_from,
+      describe_positions(weights.config.patch),
+      f' Fresh: {", ".join(sorted(fresh))}.' if fresh else '',
+      f' Not used: {", ".join(sorted(unused))}.' if unused else '')
+  return taken
+
+
+def _group(name):
+  return 'encoder/norm' if name.startswith('encoder/norm/') else (
+      name.split('/')[0])
+
+
+@contextlib.contextmanager
+def writing(path):
+  """A place to write what becomes `path` if the block ends without an error.
+
+  Raises:
+    ValueError: `path` exists already.
+  """
+  path = pathlib.Path(path)
+  if path.exists():
+    raise ValueError(
+        f'{path} exists already; choose another place, or remove it first.')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  place = path.with_name(f'.{path.name}.{os.getpid()}{path.suffix}')
+  try:
+    yield place
+    os.replace(place, path)
+  finally:
+    if place.is_dir():
+      shutil.rmtree(place)
+    else:
+      place.unlink(missing_ok=True)
+
+
+def sha256(path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
