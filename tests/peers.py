@@ -11,25 +11,15 @@ import contextlib
 import functools
 from typing import NamedTuple
 
-from flax import linen
-import jax
-import jax.numpy as jnp
 import numpy as np
-import reference
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from audio_mae_jax import config as config_lib
-from audio_mae_jax import losses as losses_lib
-from audio_mae_jax import masking
 from audio_mae_jax import patches as patches_lib
-from audio_mae_jax import trees
 from audio_mae_jax.models import encoder as encoder_lib
-from audio_mae_jax.models import layers
-from audio_mae_jax.models import mae
-from audio_mae_jax.models import window
 
 # timm imports torchvision, whose import fails where its compiled part does not
 # load: it is linked against CUDA, and torch is often the build for CPUs. It
@@ -47,12 +37,11 @@ from timm.models import swin_transformer_v2_cr  # noqa: E402  (after the above)
 from timm.models import vision_transformer  # noqa: E402
 
 NORM = functools.partial(nn.LayerNorm, eps=1e-6)
-NORMALIZED, RAW = (1.0, 0.0), (0.0, 1.0)  # weights of the two losses
 FROZEN = ('pos_embed', 'decoder_pos_embed')
 
 
 class Result(NamedTuple):
-  """What one clip or batch came to; names are the released ones."""
+  """What a batch came to; names are the released ones."""
   blocks: dict[str, np.ndarray]  # output [B, tokens, D] of every block
   latent: np.ndarray  # [B, 1 + K, D]
   prediction: np.ndarray  # [B, N, P]
@@ -121,13 +110,25 @@ class AudioMAE(vision_transformer.VisionTransformer):
         name.replace('parametrizations.logit_scale.original', 'tau'): parameter
         for name, parameter in self.named_parameters()}
 
+  def shapes(self) -> dict[str, tuple]:
+    return {name: tuple(parameter.shape)
+            for name, parameter in self.released().items()}
+
   @torch.no_grad()
   def load(self, arrays: dict[str, np.ndarray]):
-    """Takes parameters by released name: every one, and no other."""
+    """Takes parameters by released name: every one, and no other.
+
+    Position tables are made here where `arrays` has none.
+    """
     parameters = self.released()
-    assert arrays.keys() == parameters.keys()
+    assert arrays.keys() | set(FROZEN) == parameters.keys()
     for name, parameter in parameters.items():
-      parameter.copy_(torch.from_numpy(np.array(arrays[name])))
+      if name in arrays:
+        array = np.array(arrays[name])
+      else:
+        array = positions(self.settings, self.grid, parameter.shape[-1])[None]
+      parameter.copy_(torch.from_numpy(array.copy()))
+    return self
 
   def encode(self, spectrograms, keep_ids):
     """[B, T, F], int64 [B, K] -> [B, 1 + K, D]."""
@@ -166,6 +167,11 @@ class AudioMAE(vision_transformer.VisionTransformer):
     losses = [((prediction - target).square().mean(-1) * removed).sum()
               / removed.sum() for target in (normalized, pixels)]
     return latent, prediction, torch.stack(losses)
+
+
+def positions(settings: config_lib.Config, grid, width: int) -> np.ndarray:
+  """float32 [1 + N, D]."""
+  return patches_lib.position_table(grid, width, settings.patch)
 
 
 def take(x, ids):
@@ -222,81 +228,3 @@ def adamw(model: AudioMAE, settings: config_lib.Optimizer, learning_rate):
       [{'params': group, 'weight_decay': decay}
        for decay, group in groups.items()],
       lr=learning_rate, betas=(settings.b1, settings.b2), eps=settings.eps)
-
-
-# The same of this project's model, and the way between the two.
-
-
-def positions(settings: config_lib.Config, grid, width: int) -> np.ndarray:
-  """float32 [1 + N, D]."""
-  return patches_lib.position_table(grid, width, settings.patch)
-
-
-def to_ours(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """By our names and in our layout; position tables are left out."""
-  return {reference.rename(name): reference.convert(array, reference.rename(name))
-          for name, array in arrays.items() if name not in FROZEN}
-
-
-def to_released(
-    params, model: AudioMAE, settings: config_lib.Config
-) -> dict[str, np.ndarray]:
-  """Our tree of parameters as all that `model` takes, with position tables."""
-  flat = trees.flatten(params)
-  arrays = {}
-  for name, parameter in model.released().items():
-    if name in FROZEN:
-      array = positions(settings, model.grid, parameter.shape[-1])
-    else:
-      ours = reference.rename(name)
-      array = np.asarray(flat[ours])
-      array = array.T if ours.endswith('kernel') else array
-    arrays[name] = array.reshape(parameter.shape)
-  return arrays
-
-
-class Ours:
-  """Functions of parameters, on given spectrograms [B, T, F] and noise."""
-
-  def __init__(self, settings: config_lib.Config, spectrograms, noise):
-    self.model = mae.make(settings)
-    spectrograms = jnp.asarray(spectrograms)
-    self.grid = patches_lib.grid_of(spectrograms.shape[1:], settings.patch)
-    self.patches = patches_lib.patchify(spectrograms, settings.patch)
-    self.mask = masking.from_scores(jnp.asarray(noise), masking.num_kept(
-        noise.shape[1], settings.mask.ratio, 'mask.ratio'))
-
-  def forward(self, params):
-    """-> latent, prediction, losses [2]."""
-    variables = {'params': params}
-    latent = self.model.apply(
-        variables, self.patches, self.grid, self.mask.keep_ids, method='encode')
-    prediction = self.model.apply(
-        variables, self.patches, self.grid, self.mask).prediction
-    losses = [
-        losses_lib.masked_mse(prediction, target, self.mask.removed).mean()
-        for target in (losses_lib.normalize_patches(self.patches),
-                       self.patches)]
-    return latent, prediction, jnp.stack(losses)
-
-  def with_gradient(self, params, weights=NORMALIZED):
-    """-> (latent, prediction, losses), gradient of the weighted losses."""
-    def loss(params):
-      outputs = self.forward(params)
-      return outputs[2] @ jnp.asarray(weights), outputs
-    grads, outputs = jax.grad(loss, has_aux=True)(params)
-    return outputs, grads
-
-  def blocks(self, params):
-    """-> the outputs [B, tokens, D] of all blocks, the encoder's first."""
-    found = []
-    def keep(call, args, kwargs, context):
-      output = call(*args, **kwargs)
-      is_block = isinstance(context.module, (layers.Block, window.WindowBlock))
-      if (is_block and context.method_name == '__call__'
-          and not context.module.is_initializing()):
-        found.append(output)
-      return output
-    with linen.intercept_methods(keep):
-      self.model.apply({'params': params}, self.patches, self.grid, self.mask)
-    return found
