@@ -63,37 +63,38 @@ def _parse(argv):
   try:
     return app.parse_flags_with_usage(argv)
   except OSError as error:  # no such recipe
-    _stop(error)
+    stop(error)
   except (AttributeError, KeyError) as error:
     text = str(error).replace('\\n', ' ')
     typo = re.search(r'Did you mean "(.+)" instead of "(.+)"\?', text)
     if not typo:  # a mistake in the recipe: its author wants the traceback
       raise
     text = f'There is no setting {typo[2]!r}. Did you mean {typo[1]!r}?'
-    _stop(f'{text} Settings are given as --config.FIELD=VALUE; '
+    stop(f'{text} Settings are given as --config.FIELD=VALUE; '
           'audio_mae_jax/config.py lists them.')
 
 
 def _main(action, argv):
   if len(argv) > 1:
-    _stop(f'Unexpected argument {argv[1]!r}; settings are given as '
+    stop(f'Unexpected argument {argv[1]!r}; settings are given as '
           '--config.FIELD=VALUE.')
   if _CONFIG.value is None:
-    _stop('Give a recipe: --config=configs/quickstart.py.')
+    stop('Give a recipe: --config=configs/quickstart.py.')
   log_to_terminal()
   try:
     recipe = named(
         _CONFIG.value, config_flags.get_config_filename(flags.FLAGS['config']))
   except OSError as error:  # a missing file is told of at the first use
-    _stop(error)
+    stop(error)
   try:
     action(config_lib.typed(recipe))
   except Exception as error:
     if not is_users(error):
       raise
-    _stop(error)
+    stop(error)
 
 
-def _stop(message):
+def stop(message):
+  """Says what is wrong, and exits."""
   print(f'\nerror: {message}', file=sys.stderr)
   sys.exit(1)

@@ -53,6 +53,11 @@ def grid_of(shape: Pair, patch: config_lib.Patch) -> Pair:
   return tuple(grid)
 
 
+def covered(count: int, size: int, stride: int) -> int:
+  """Frames or bins under `count` patches."""
+  return (count - 1) * stride + size
+
+
 def patchify(spectrogram, patch: config_lib.Patch):
   """[B, T, F] -> [B, N, P], in the order given above."""
   b, t, f = spectrogram.shape

@@ -55,8 +55,7 @@ class Weights:
 
   def part(self, name: str) -> 'Weights':
     """These weights ('all'), or those of the encoder alone ('encoder')."""
-    if name not in PARTS:
-      raise ValueError(f'part={name!r} is not known: {", ".join(PARTS)}.')
+    config_lib.lookup(dict.fromkeys(PARTS), name, 'part')
     if name == 'all':
       return self
     keep = lambda arrays: {key: value for key, value in arrays.items()

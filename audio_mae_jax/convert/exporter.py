@@ -1,0 +1,153 @@
+"""Our weights -> other projects' layouts."""
+
+import json
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import patches as patches_lib
+from audio_mae_jax import weights as weights_lib
+from audio_mae_jax.convert import files
+from audio_mae_jax.convert import names
+from audio_mae_jax.models import encoder as encoder_lib
+
+_log = logging.getLogger(__name__)
+
+FORMATS = ('official', 'timm', 'huggingface', 'weights')
+
+
+def export_weights(
+    weights: weights_lib.Weights, format: str, output, *, part: str = 'all',
+    dtype: str = 'float32'):
+  """Writes `weights` for others, or compactly for ourselves ('weights').
+
+  Args:
+    weights: from `weights.load`.
+    format: one of `FORMATS`.
+    output: a folder for 'huggingface' and 'weights', else a .safetensors or,
+      with torch, a .pth file; it must not exist.
+    part: 'all' or 'encoder'.
+    dtype: 'float32' or 'bfloat16'.
+
+  Raises:
+    ValueError: the layout has no place for these weights, or `output` exists.
+  """
+  config_lib.lookup(dict.fromkeys(FORMATS), format, 'format')
+  weights = weights.part(part)
+  if format == 'weights':
+    weights_lib.save(output, weights, dtype)
+    return
+  number = config_lib.lookup(weights_lib.DTYPES, dtype, 'dtype')
+  if format == 'huggingface':
+    settings = hugging_face_config(weights)
+    tensors = tensors_of(weights, names.HUGGINGFACE)
+    if settings['architectures'] == ['ViTModel']:  # by itself, without prefix
+      tensors = {name.removeprefix('vit.'): x for name, x in tensors.items()}
+    with weights_lib.writing(output) as place:
+      place.mkdir()
+      files.write(place / 'model.safetensors', _cast(tensors, number))
+      settings = {**settings, 'dtype': dtype}
+      (place / 'config.json').write_text(json.dumps(settings, indent=2) + '\n')
+    return
+  layout = names.RELEASED if format == 'official' else names.ENCODER
+  files.write(output, _cast(tensors_of(weights, layout), number))
+
+
+def _cast(tensors, number):
+  return {name: np.asarray(x, number) for name, x in tensors.items()}
+
+
+def tensors_of(
+    weights: weights_lib.Weights, layout: names.Layout
+) -> dict[str, np.ndarray]:
+  """Tensors by the names of `layout`, with tables of positions.
+
+  Raises:
+    ValueError: the layout has no place for the encoder's or decoder's blocks.
+  """
+  config = weights.config
+  tensors, homeless = names.to_theirs(layout, weights.params, config.patch)
+  homeless = [name for name in homeless if not name.endswith('/positions')]
+  groups = sorted({name.split('/')[0] for name in homeless})
+  if 'decoder' in groups and any(
+      layout.find(name) for name in weights.params
+      if name.startswith('decoder/')):
+    raise ValueError(
+        f'This layout has no {config.model.decoder.name} decoder, e.g. no '
+        f'place for {homeless[0]}. Export the encoder alone (--part encoder).')
+  if groups:
+    _log.info('Left out, the layout has no place for it: %s.',
+              ', '.join(groups))
+  grid = weights_lib.grid_of(config)
+  for name, part in layout.positions.items():
+    token = weights.params.get(names.TOKENS[part])
+    if token is not None:
+      tensors[name] = _table(weights, part, grid, token.shape[-1])[None]
+  return tensors
+
+
+def _table(weights, part, grid, width):
+  """Positions [1 + N, D] of the grid that the model has now."""
+  patch = weights.config.patch
+  learnt = weights.params.get(names.TABLES[part])
+  if learnt is not None:
+    return np.asarray(patches_lib.look_up(jnp.asarray(learnt), grid, patch))
+  unmoved = (patch.positions_grid == grid
+             and patch.positions_stride == patches_lib.resolve_stride(patch))
+  if unmoved and part in weights.tables:
+    return weights.tables[part]
+  return patches_lib.position_table(grid, width, patch)
+
+
+def hugging_face_config(weights: weights_lib.Weights) -> dict:
+  """config.json of the class that has these weights.
+
+  Raises:
+    ValueError: Hugging Face has no such model.
+  """
+  config, params = weights.config, weights.params
+  groups = {name.split('/')[0] for name in params}
+  if patches_lib.resolve_stride(config.patch) != config.patch.size:
+    raise ValueError(
+        "Hugging Face's models have no overlapping patches (patch.stride="
+        f'{config.patch.stride}); export to timm or official.')
+  if 'fc_norm' in groups:
+    raise ValueError(
+        "Hugging Face's ViT has no classifier that averages patches and then "
+        'normalises; export to timm, which has.')
+  if 'decoder' in groups and config.model.decoder.name != 'global':
+    raise ValueError(
+        f'Hugging Face has no {config.model.decoder.name} decoder, only the '
+        'global one. Export the encoder alone (--part encoder).')
+  width, depth, heads = encoder_lib.sizes(config.model.encoder)
+  gt, gf = weights_lib.grid_of(config)
+  pt, pf = config.patch.size
+  square = lambda pair: pair[0] if pair[0] == pair[1] else list(pair)
+  settings = {
+      'architectures': ['ViTModel'], 'model_type': 'vit',
+      'hidden_size': width, 'num_hidden_layers': depth,
+      'num_attention_heads': heads,
+      'intermediate_size': int(width * config.model.encoder.mlp_ratio),
+      'hidden_act': 'gelu', 'layer_norm_eps': 1e-6, 'qkv_bias': True,
+      'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0,
+      'image_size': square((gt * pt, gf * pf)), 'patch_size': square((pt, pf)),
+      'num_channels': 1}
+  if 'decoder' in groups:
+    decoder = config.model.decoder
+    settings |= {
+        'architectures': ['ViTMAEForPreTraining'], 'model_type': 'vit_mae',
+        'decoder_hidden_size': decoder.width,
+        'decoder_num_hidden_layers': decoder.depth,
+        'decoder_num_attention_heads': decoder.heads,
+        'decoder_intermediate_size': int(decoder.width * decoder.mlp_ratio),
+        'mask_ratio': config.mask.ratio,
+        'norm_pix_loss': config.objective.normalize_patches}
+  elif 'head' in groups:
+    classes = config.model.classifier.num_classes
+    settings |= {
+        'architectures': ['ViTForImageClassification'],
+        'id2label': {str(i): f'LABEL_{i}' for i in range(classes)},
+        'label2id': {f'LABEL_{i}': i for i in range(classes)}}
+  return settings

@@ -1,0 +1,161 @@
+"""Tensors by name, from and to files; nothing in a file is ever executed."""
+
+import json
+import pathlib
+import struct
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from audio_mae_jax import weights
+from audio_mae_jax.convert import torch_file
+
+FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)
+_INSIDE = ('model', 'state_dict', 'model_state_dict', 'module')
+_PREFIXES = ('module.', '_orig_mod.', 'model.')  # by wrappers of torch
+
+
+def read(path) -> tuple[dict[str, np.ndarray], dict]:
+  """Tensors of a file or of a Hugging Face folder, and that folder's settings.
+
+  Files are .safetensors or what `torch.save` wrote (.pth, .pt, .bin), told
+  apart by what is in them. A state dict may lie under 'model' or the like;
+  wrappers' prefixes ('module.') are taken off.
+
+  Raises:
+    ValueError: there is no such file, it is damaged, or holds no tensors that
+      a model could have.
+  """
+  path = pathlib.Path(path)
+  settings = {}
+  if path.is_dir():
+    path, settings = _in_folder(path)
+  if not path.exists():
+    raise ValueError(f'There is no file {path}.')
+  if torch_file.is_torch_file(path):
+    tensors = _state_dict(torch_file.read(path), path)
+  elif _is_safetensors(path):
+    try:
+      tensors = safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+      raise ValueError(
+          f'{path} is a damaged .safetensors file ({error}): fetch it again.'
+      ) from error
+  else:
+    raise ValueError(
+        f'{path} is neither a .safetensors file nor one that torch.save wrote, '
+        'or its beginning is damaged. Fetch it again, and see that it is not a '
+        'web page or a pointer to a large file.')
+  for prefix in _PREFIXES:
+    if all(name.startswith(prefix) for name in tensors):
+      tensors = {name[len(prefix):]: x for name, x in tensors.items()}
+  _check(tensors, path)
+  return tensors, settings
+
+
+def _in_folder(folder):
+  """The file of tensors in a Hugging Face folder, and its config.json."""
+  names = ('model.safetensors', 'pytorch_model.bin')
+  for name in names:
+    if (folder / name).exists():
+      break
+  else:
+    raise ValueError(
+        f'{folder} holds neither {" nor ".join(names)}; give the file itself.')
+  if not (folder / 'config.json').exists():
+    return folder / name, {}
+  settings = json.loads((folder / 'config.json').read_text())
+  if settings.get('kind') == weights.KIND:
+    raise ValueError(
+        f'{folder} holds weights of this project already; there is nothing to '
+        'import.')
+  return folder / name, settings
+
+
+def _is_safetensors(path) -> bool:
+  """By the length of the header, which comes first, and its first letter."""
+  with open(path, 'rb') as file:
+    head = file.read(9)
+  return (len(head) == 9 and head[8:] == b'{'
+          and struct.unpack('<Q', head[:8])[0] < 100_000_000)
+
+
+def _state_dict(saved, path):
+  """The dict of tensors in what was saved."""
+  for name in _INSIDE:
+    if isinstance(saved, dict) and isinstance(saved.get(name), dict):
+      saved = saved[name]
+      break
+  tensors = {}
+  if isinstance(saved, dict):
+    tensors = {name: x for name, x in saved.items()
+               if isinstance(name, str) and isinstance(x, np.ndarray)}
+  if not tensors:
+    what = (f'a dict of {", ".join(map(str, list(saved)[:8]))}'
+            if isinstance(saved, dict) else f'a {type(saved).__name__}')
+    raise ValueError(
+        f'{path} holds no tensors by name, but {what}. It should hold a state '
+        f'dict, by itself or under {", ".join(map(repr, _INSIDE))}.')
+  return tensors
+
+
+def _check(tensors, path):
+  """Raises ValueError for numbers that parameters cannot be."""
+  types = {name: x.dtype for name, x in tensors.items()
+           if x.dtype not in FLOATS}
+  if types:
+    some = ', '.join(f'{name} ({kind})' for name, kind in
+                     list(types.items())[:8])
+    raise ValueError(
+        f'{path}: {len(types)} tensors are of another type than float32, '
+        f'float16 or bfloat16: {some}. Float64 would be rounded, and integers '
+        'are no weights: convert the file first.')
+  bad = [name for name, x in tensors.items()
+         if not np.isfinite(x.astype(np.float32)).all()]
+  if bad:
+    raise ValueError(
+        f'{path}: {len(bad)} tensors hold NaN or infinity, e.g. {bad[0]}: the '
+        'training went wrong, or the file is damaged.')
+
+
+def write(path, tensors: dict[str, np.ndarray]):
+  """Writes .safetensors, or with torch .pth, whole or not at all.
+
+  Raises:
+    ValueError: the ending is another one, `path` exists, or torch is needed
+      and not installed.
+  """
+  path = pathlib.Path(path)
+  writers = {'.safetensors': _write_safetensors, '.pth': _write_torch}
+  if path.suffix not in writers:
+    raise ValueError(
+        f'{path} must end in {" or ".join(writers)}; the ending says what is '
+        'written.')
+  with weights.writing(path) as place:
+    writers[path.suffix](place, tensors)
+
+
+def _write_safetensors(place, tensors):
+  safetensors.numpy.save_file(
+      {name: np.ascontiguousarray(x) for name, x in tensors.items()}, place,
+      metadata={'format': 'pt'})  # what Hugging Face's loaders ask for
+
+
+def _write_torch(place, tensors):
+  try:
+    import torch
+  except ImportError as error:
+    raise ValueError(
+        "Writing a .pth file needs torch (pip install 'audio_mae_jax[torch]'); "
+        'a .safetensors file does not, and torch users read it with '
+        'safetensors.torch.load_file.') from error
+
+  def tensor(x):
+    if x.dtype == ml_dtypes.bfloat16:  # torch knows no such NumPy type
+      return torch.from_numpy(
+          x.astype(np.float32)).to(torch.bfloat16)
+    return torch.from_numpy(np.array(x, order='C'))
+
+  torch.save({'model': {name: tensor(x) for name, x in tensors.items()}}, place)

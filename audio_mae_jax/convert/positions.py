@@ -1,0 +1,127 @@
+"""Position tables of other projects: which places they are for, and in what
+order."""
+
+import itertools
+
+import numpy as np
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import patches as patches_lib
+
+BINS = 128  # mel bins of every released model
+OVERLAP = (10, 10)  # the other stride that there are models of
+
+
+def recognize(
+    tables: dict[str, np.ndarray], size: tuple[int, int],
+    bins: int | None = None, stride: tuple[int, int] | None = None
+) -> config_lib.Patch:
+  """The settings whose positions these tables are.
+
+  Args:
+    tables: [1 + N, D] of encoder and, if any, decoder.
+    size: of a patch, in (frames, bins).
+    bins: mel bins of the spectrogram, if they are known; else 128 is tried
+      first, then grids that are longer in time.
+    stride: of the patches, if it is known; else `size` and 10 are tried.
+
+  Returns:
+    Settings with `positions` (a layout by formula, or 'table'),
+    `positions_grid` and `positions_stride`.
+
+  Raises:
+    ValueError: N patches cannot be a grid of `bins`.
+  """
+  count = len(tables['encoder']) - 1
+  candidates = sorted(
+      _grids(count, size, bins, stride), key=lambda patch: (
+          _bins(patch) != BINS, patch.positions_stride != size,
+          patch.positions_grid[0] < patch.positions_grid[1]))
+  if not candidates:
+    raise ValueError(
+        f'{count} positions are no grid of patches of {size[0]} frames x '
+        f'{size[1]} bins'
+        + (f' over {bins} mel bins' if bins else '')
+        + '; set frontend.num_mel_bins and patch.stride to what they are.')
+  for patch in candidates:
+    if all(_equal(table, patch) for table in tables.values()):
+      return patch
+  # Of no formula: learnt, or of another project.
+  first = candidates[0]
+  if _bins(first) != (bins or BINS):
+    raise ValueError(
+        f'{count} positions that follow no known formula may be any grid of '
+        'patches; set frontend.num_mel_bins and patch.stride.')
+  return config_lib.Patch(
+      positions='table', positions_grid=first.positions_grid,
+      positions_stride=first.positions_stride)
+
+
+def _grids(count, size, bins, stride):
+  """Settings of each layout for each grid of `count` patches."""
+  strides = [tuple(stride)] if stride else [size]
+  if not stride and all(o < s for o, s in zip(OVERLAP, size)):
+    strides.append(OVERLAP)
+  layouts = [name for name in patches_lib.POSITIONS if name != 'table']
+  for step, name in itertools.product(strides, layouts):
+    for gf in range(1, count + 1):
+      patch = config_lib.Patch(
+          positions=name, positions_grid=(count // gf, gf),
+          positions_stride=step, size=size)
+      if count % gf == 0 and (not bins or _bins(patch) == bins):
+        yield patch
+
+
+def _bins(patch):
+  """Mel bins that the grid covers; a rest below a stride goes on to 128."""
+  bins = patches_lib.covered(
+      patch.positions_grid[1], patch.size[1], patch.positions_stride[1])
+  return BINS if 0 <= BINS - bins < patch.positions_stride[1] and (
+      patch.positions_stride != patch.size) else bins
+
+
+def _equal(table, patch):
+  formula = patches_lib.position_table(
+      patch.positions_grid, table.shape[1], config_lib.Patch(
+          positions=patch.positions))
+  # Sines differ in the last place between libraries; neighbouring codes differ
+  # by far more than a half-precision file has rounded.
+  precision = 2.0 ** -7 if table.dtype.itemsize == 2 else 1e-6
+  return np.abs(table.astype(np.float32) - formula).max() <= precision
+
+
+def resize(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+  """[1 + N', D] of a square grid -> [1 + N, D] of `grid`, bicubic.
+
+  As the released helper for weights of images (util/pos_embed.py:116): a cubic
+  kernel of -0.75, pixels' centres aligned, edges repeated.
+
+  Raises:
+    ValueError: N' is no square.
+  """
+  side = round((len(table) - 1) ** 0.5)
+  if side ** 2 != len(table) - 1:
+    raise ValueError(
+        f'{len(table) - 1} positions are no square grid; only those of images '
+        'can be resized.')
+  square = table[1:].reshape(side, side, -1).astype(np.float64)
+  codes = np.einsum(
+      'ti,fj,ijd->tfd', _cubic(side, grid[0]), _cubic(side, grid[1]), square)
+  return np.concatenate(
+      [table[:1].astype(np.float64), codes.reshape(grid[0] * grid[1], -1)]
+  ).astype(np.float32)
+
+
+def _cubic(old: int, new: int) -> np.ndarray:
+  """float64 [new, old]: weights of cubic interpolation along one axis."""
+  at = (np.arange(new) + 0.5) * old / new - 0.5
+  weights = np.zeros((new, old))
+  for tap in range(-1, 3):
+    place = np.floor(at) + tap
+    x = np.abs(at - place)
+    a = -0.75
+    near = ((a + 2) * x - (a + 3)) * x ** 2 + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    np.add.at(weights, (np.arange(new), np.clip(place, 0, old - 1).astype(int)),
+              np.where(x <= 1, near, far))
+  return weights
