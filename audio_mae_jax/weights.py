@@ -145,7 +145,7 @@ def _is_run(folder):
 
 
 def _of_run(meta, folder):
-  return _with_positions(_typed(meta['config'], folder))
+  return with_positions(_typed(meta['config'], folder))
 
 
 def _settings(folder):
@@ -179,7 +179,7 @@ def _typed(settings, folder):
         f'The settings in {folder} are of another version: {error}') from error
 
 
-def _with_positions(config):
+def with_positions(config):
   """`config` with the places of its positions written out, so that they stay
   what they are when the weights move to another grid."""
   patch = config.patch

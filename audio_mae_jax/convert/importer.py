@@ -177,7 +177,10 @@ def _check(path, format, layout, tensors, params, config):
   wrong = compare.differences(
       theirs, {name: x.shape for name, x in tensors.items()})
   if wrong:
-    found = {name: x.shape for name, x in params.items()}
+    cause = compare.likely_cause(
+        wanted, {name: x.shape for name, x in params.items()})
+    if format == 'timm' and recognize(tensors) == 'official':
+      cause = '  Likely cause: it has a decoder, as --from official reads.'
     raise ValueError(
         f'{path} does not hold the {config.task} model that it seems to '
-        f'(format {format!r}):\n{wrong}' + compare.likely_cause(wanted, found))
+        f'(format {format!r}):\n{wrong}{cause}')

@@ -43,12 +43,16 @@ def recognize(
         f'{size[1]} bins'
         + (f' over {bins} mel bins' if bins else '')
         + '; set frontend.num_mel_bins and patch.stride to what they are.')
+  grid = None
   for patch in candidates:
-    if all(_equal(table, patch) for table in tables.values()):
+    equal = [_equal(table, patch) for table in tables.values()]
+    if all(equal):
       return patch
+    if any(equal) and grid is None:  # one of them was trained
+      grid = patch
   # Of no formula: learnt, or of another project.
-  first = candidates[0]
-  if _bins(first) != (bins or BINS):
+  first = grid or candidates[0]
+  if grid is None and _bins(first) != (bins or BINS):
     raise ValueError(
         f'{count} positions that follow no known formula may be any grid of '
         'patches; set frontend.num_mel_bins and patch.stride.')

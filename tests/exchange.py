@@ -1,0 +1,39 @@
+"""Weights to import and export, for tests."""
+
+import goldens
+import numpy as np
+import safetensors.numpy
+import tiny
+
+from audio_mae_jax import weights as weights_lib
+from audio_mae_jax.convert import torch_file
+
+TINY = goldens.FOLDER / 'ckpt_pretrain_tiny.pth'
+HEADS = {'model.encoder.heads': 3}  # the one thing that tensors do not show
+
+
+def released() -> dict[str, np.ndarray]:
+  """The tensors of a small released checkpoint, as it holds them."""
+  return dict(torch_file.read(TINY)['model'])
+
+
+def write(path, tensors):
+  safetensors.numpy.save_file(
+      {name: np.ascontiguousarray(x) for name, x in tensors.items()}, path)
+  return path
+
+
+def assert_same_bits(got: dict, want: dict):
+  assert got.keys() == want.keys()
+  for name, array in want.items():
+    assert got[name].dtype == array.dtype, name
+    np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+def random_weights(overrides, base=tiny.GLOBAL, seed=0):
+  config = tiny.config(base, {'frontend.num_frames': 256} | overrides)
+  rng = np.random.default_rng(seed)
+  return weights_lib.Weights(
+      {name: rng.normal(size=leaf.shape).astype(np.float32)
+       for name, leaf in weights_lib.shapes(config).items()},
+      weights_lib.with_positions(config), {})

@@ -1,0 +1,313 @@
+"""Weights in and out: every tensor of every layout comes back."""
+
+import pickle
+import re
+import sys
+
+import exchange
+import goldens
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+import tiny
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import losses
+from audio_mae_jax import masking
+from audio_mae_jax import patches
+from audio_mae_jax import weights as weights_lib
+from audio_mae_jax.convert import __main__ as command
+from audio_mae_jax.convert import exporter
+from audio_mae_jax.convert import files
+from audio_mae_jax.convert import importer
+from audio_mae_jax.convert import names
+from audio_mae_jax.models import mae
+
+B = {}  # ViT-B, as released
+FULL_SIZE = {  # table of golden/ -> the settings that it is of
+    'pretrain_keys': {'patch.positions': 'released'},
+    'pretrain_global_keys': {
+        'model.decoder.name': 'global', 'model.decoder.depth': 8},
+    'pretrain_overlap_keys': {
+        'patch.stride': (10, 10), 'model.decoder.window': (6, 6)},
+    'finetune_keys': {'task': 'classify'},
+}
+
+
+@pytest.mark.parametrize('table', FULL_SIZE)
+def test_every_released_tensor_has_its_name_and_shape(table):
+  config = tiny.config({}, FULL_SIZE[table])
+  shapes = {name: leaf.shape
+            for name, leaf in weights_lib.shapes(config).items()}
+  theirs, homeless = names.expected(names.RELEASED, shapes, config.patch)
+  assert not homeless
+  gt, gf = weights_lib.grid_of(config)
+  for name, part in names.RELEASED.positions.items():
+    if names.TOKENS[part] in shapes:
+      theirs[name] = (1, 1 + gt * gf, *shapes[names.TOKENS[part]])
+  want = {name: tuple(map(int, shape.split('x')))
+          for name, shape, *_ in goldens.table(table)}
+  assert len(want) == {
+      'pretrain_keys': 430, 'pretrain_global_keys': 254,
+      'pretrain_overlap_keys': 430, 'finetune_keys': 152}[table]
+  assert theirs == want
+
+
+def test_names_are_those_of_an_independent_mapping():
+  ours = {reference.rename(name): name for name in exchange.released()}
+  del ours[None]  # positions
+  for name, theirs in ours.items():
+    assert names.RELEASED.find(name)[0] == (theirs,)
+    assert names.RELEASED.name_here(theirs) == name
+
+
+def reconstruction_losses(weights, golden):
+  """Both losses of the golden 'random80' by a model of these weights."""
+  config = weights.config
+  model = mae.make(config)
+  spectrograms = jnp.asarray(goldens.read('local')['spectrograms'])
+  grid = patches.grid_of(spectrograms.shape[1:], config.patch)
+  pixels = patches.patchify(spectrograms, config.patch)
+  mask = masking.from_scores(jnp.asarray(golden['noise']), 102)
+  params = reference.nest(weights.params)
+  prediction = jax.jit(lambda params: model.apply(
+      {'params': params}, pixels, grid, mask).prediction)(params)
+  return [float(losses.masked_mse(prediction, target, mask.removed).mean())
+          for target in (losses.normalize_patches(pixels), pixels)]
+
+
+def legacy(path, tensors):
+  """Writes the format that torch had before 1.6: a stream of pickles."""
+  stored = {name: ('storage', _Global('torch', 'FloatStorage'), str(i), 'cpu',
+                   x.size, None) for i, (name, x) in enumerate(tensors.items())}
+  rebuild = _Global('torch._utils', '_rebuild_tensor_v2')
+  state = {}
+  for name, x in tensors.items():
+    strides = tuple(s // x.itemsize for s in np.ascontiguousarray(x).strides)
+    state[name] = _Call(rebuild, (
+        _Stored(stored[name]), 0, x.shape, strides, False, {}))
+  with open(path, 'wb') as file:
+    for thing in (0x1950a86a20f9469cfc6c, 1001, {'little_endian': True}):
+      pickle.dump(thing, file, protocol=2)
+    _Pickler(file, protocol=2).dump({'model': state})
+    pickle.dump([key[2] for key in stored.values()], file, protocol=2)
+    for x in tensors.values():
+      file.write(np.int64(x.size).tobytes() + np.float32(x).tobytes())
+  return path
+
+
+class _Global:
+  """Pickled as the name of a function of torch."""
+
+  def __init__(self, module, name):
+    self.module, self.name = module, name
+
+
+class _Call:
+
+  def __init__(self, function, arguments):
+    self.function, self.arguments = function, arguments
+
+
+class _Stored:
+
+  def __init__(self, key):
+    self.key = key
+
+
+class _Pickler(pickle._Pickler):  # the one in Python can be taught opcodes
+
+  def persistent_id(self, thing):
+    return thing.key if isinstance(thing, _Stored) else None
+
+  def save(self, thing, save_persistent_id=True):
+    if isinstance(thing, _Global):
+      self.write(b'c' + f'{thing.module}\n{thing.name}\n'.encode())
+    elif isinstance(thing, _Call):
+      self.save(thing.function)
+      self.save(thing.arguments)
+      self.write(b'R')
+    else:
+      super().save(thing, save_persistent_id)
+
+
+@pytest.mark.parametrize('kind', ['zip', 'legacy', 'safetensors'])
+def test_a_released_checkpoint_gives_the_released_loss(kind, tmp_path):
+  path = {'zip': lambda: exchange.TINY,
+          'legacy': lambda: legacy(tmp_path / 'old.pth', exchange.released()),
+          'safetensors': lambda: exchange.write(
+              tmp_path / 'x.safetensors', exchange.released()),
+          }[kind]()
+  weights = importer.import_weights(path, given=exchange.HEADS)
+  golden = goldens.under(goldens.read('local'), 'random80/')
+  np.testing.assert_allclose(
+      reconstruction_losses(weights, golden),
+      [golden['loss_normpix'], golden['loss_pix']], rtol=1e-6)
+  assert weights.config.patch.positions == 'released'
+  assert weights.config.patch.positions_grid == (64, 8)
+  assert weights.config.model.decoder == config_lib.Decoder(width=32)
+
+
+def test_parameters_are_those_of_an_independent_mapping():
+  weights = importer.import_weights(exchange.TINY, given=exchange.HEADS)
+  golden = goldens.under(
+      goldens.read('local_params_0', 'local_params_1'), 'param/')
+  exchange.assert_same_bits(weights.params, golden)
+
+
+def test_the_legacy_recording_has_an_encoder(tmp_path):
+  # golden/README.md: its model lacks the decoder's blocks.
+  path = goldens.FOLDER / 'ckpt_pretrain_tiny_legacy.pth'
+  with pytest.raises(ValueError, match='a decoder without blocks. Take the '
+                     'encoder alone, with --part encoder'):
+    importer.import_weights(path, given=exchange.HEADS)
+  got = importer.import_weights(path, given=exchange.HEADS, part='encoder')
+  want = importer.import_weights(
+      exchange.TINY, given=exchange.HEADS, part='encoder')
+  exchange.assert_same_bits(got.params, want.params)
+
+
+def there_and_back(tensors, format, tmp_path, given=exchange.HEADS):
+  """Tensors as exported after they were imported, saved and loaded."""
+  path = exchange.write(tmp_path / 'theirs.safetensors', tensors)
+  weights = importer.import_weights(path, given=given)
+  weights_lib.save(tmp_path / 'ours', weights)
+  weights = weights_lib.load(tmp_path / 'ours')
+  output = tmp_path / 'back.safetensors'
+  exporter.export_weights(weights, format, output)
+  return files.read(output)[0]
+
+
+def drawn(table, scale):
+  """Random tensors by the names of golden/TABLE, every size / `scale`."""
+  rng = np.random.default_rng(0)
+  blocks = {'blocks': 2, 'decoder_blocks': 3}
+  tensors = {}
+  for name, shape, *_ in goldens.table(table):
+    stack, _, rest = name.partition('.')
+    if stack in blocks and int(rest.split('.')[0]) >= blocks[stack]:
+      continue
+    shape = [int(n) for n in shape.split('x')]
+    keep = {384, 2, 16, 1, 513, 1213, 256, 527}  # no widths
+    shape = [n if n in keep else n // scale for n in shape]
+    tensors[name] = rng.normal(size=shape).astype(np.float32)
+  return tensors
+
+
+@pytest.mark.parametrize('table, given', [
+    ('pretrain_keys', {}), ('pretrain_global_keys', {'model.decoder.heads': 4}),
+    ('pretrain_overlap_keys', {}), ('finetune_keys', {})])
+def test_official_to_ours_to_official_is_bit_exact(table, given, tmp_path):
+  tensors = drawn(table, 8)
+  for name, width in (('pos_embed', 96), ('decoder_pos_embed', 64)):
+    if name in tensors:
+      grid, layout = (((101, 12), 'time_freq') if 'overlap' in table else
+                      ((64, 8), 'released'))
+      tensors[name] = patches.position_table(
+          grid, width, config_lib.Patch(positions=layout))[None]
+      # As another library's sines may round.
+      tensors[name] = np.nextafter(tensors[name], 1, dtype=np.float32)
+  back = there_and_back(
+      tensors, 'official', tmp_path, {'model.encoder.heads': 12} | given)
+  exchange.assert_same_bits(back, tensors)
+
+
+@pytest.mark.parametrize('positions', ['released', 'learnt'])
+@pytest.mark.parametrize('head', ['norm', 'norm, head', 'fc_norm',
+                                  'fc_norm, head'])
+def test_timm_to_ours_to_timm_is_bit_exact(head, positions, tmp_path):
+  tensors = {name: x for name, x in drawn('pretrain_keys', 8).items()
+             if name.startswith(('cls', 'pos', 'patch', 'blocks', 'norm'))}
+  if positions == 'released':
+    tensors['pos_embed'] = patches.position_table(
+        (64, 8), 96, config_lib.Patch(positions='released'))[None]
+  if 'fc_norm' in head:
+    for x in ('weight', 'bias'):
+      tensors[f'fc_norm.{x}'] = tensors.pop(f'norm.{x}')
+  if 'head' in head:
+    rng = np.random.default_rng(1)
+    tensors['head.weight'] = rng.normal(size=(7, 96)).astype(np.float32)
+    tensors['head.bias'] = rng.normal(size=7).astype(np.float32)
+  back = there_and_back(
+      tensors, 'timm', tmp_path, {'model.encoder.heads': 12})
+  exchange.assert_same_bits(back, tensors)
+
+
+def test_a_run_can_leave_as_official_and_come_back(tmp_path):
+  config = tiny.config(tiny.GLOBAL, {'patch.positions': 'time_freq',
+                                     'frontend.num_frames': 256})
+  rng = np.random.default_rng(0)
+  params = {name: rng.normal(size=leaf.shape).astype(np.float32)
+            for name, leaf in weights_lib.shapes(config).items()}
+  weights = weights_lib.Weights(
+      params, weights_lib.with_positions(config), {})
+  exporter.export_weights(weights, 'official', tmp_path / 'a.safetensors')
+  back = importer.import_weights(
+      tmp_path / 'a.safetensors', given={
+          'model.encoder.heads': 3, 'model.decoder.heads': 4})
+  exchange.assert_same_bits(back.params, params)
+  assert back.config.patch.positions == 'time_freq'
+  assert back.config.patch.positions_grid == (16, 8)
+
+
+def test_the_command_imports_and_exports(tmp_path, capsys):
+  command.main(['import', '--input', str(exchange.TINY), '--output',
+                str(tmp_path / 'ours'), '--set', 'model.encoder.heads=3'])
+  told = capsys.readouterr().out
+  assert '380,208 parameters in 308 arrays (decoder, encoder, pred)' in told
+  assert "positions 'released', made for 64 x 8 patches at stride 4x4" in told
+  output = tmp_path / 'back.safetensors'
+  command.main(['export', '--to', 'official', '--input', str(tmp_path / 'ours'),
+                '--output', str(output)])
+  exchange.assert_same_bits(files.read(output)[0], exchange.released())
+  command.main(['export', '--to', 'weights', '--input', str(tmp_path / 'ours'),
+                '--output', str(tmp_path / 'compact'), '--part', 'encoder',
+                '--dtype', 'bfloat16'])
+  compact = weights_lib.load(tmp_path / 'compact')
+  assert {name.split('/')[0] for name in compact.params} == {'encoder'}
+  assert all(x.dtype == ml_dtypes.bfloat16 for x in compact.params.values())
+
+
+@pytest.mark.parametrize('output, message', [
+    ('x.onnx', 'must end in .safetensors or .pth'),
+    ('exists.safetensors', 'exists already; choose another place'),
+])
+def test_a_wrong_output_is_refused(output, message, tmp_path):
+  (tmp_path / 'exists.safetensors').touch()
+  with pytest.raises(ValueError, match=re.escape(message)):
+    exporter.export_weights(
+        exchange.random_weights({}), 'official', tmp_path / output)
+
+
+def test_a_setting_must_have_a_value(capsys):
+  with pytest.raises(SystemExit):
+    command.main(['import', '--input', 'x', '--output', 'y', '--set', 'heads'])
+  assert "'heads' is not KEY=VALUE" in capsys.readouterr().err
+
+
+def test_pth_needs_torch(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(ValueError, match='a .safetensors file does not'):
+    exporter.export_weights(
+        exchange.random_weights({}), 'official', tmp_path / 'x.pth')
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_pth_is_what_torch_reads(dtype, tmp_path):
+  torch = pytest.importorskip('torch')
+  weights = exchange.random_weights({})
+  exporter.export_weights(
+      weights, 'official', tmp_path / 'x.pth', dtype=dtype)
+  exporter.export_weights(
+      weights, 'official', tmp_path / 'x.safetensors', dtype=dtype)
+  want, _ = files.read(tmp_path / 'x.safetensors')
+  read = torch.load(tmp_path / 'x.pth', weights_only=True)['model']
+  assert read.keys() == want.keys()
+  for name, x in read.items():
+    np.testing.assert_array_equal(
+        x.float().numpy(), want[name].astype(np.float32))
+  exchange.assert_same_bits(files.read(tmp_path / 'x.pth')[0], want)
