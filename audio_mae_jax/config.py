@@ -136,6 +136,7 @@ class Data:
   clip_s: float = 10.0  # seconds of waveform per clip
   crop: str = 'cyclic'  # random, cyclic (wraps, fills short clips), start
   resample: str = 'soxr_hq'  # to sample_rate_hz; 'error' refuses other rates
+  channels: str = 'mean'  # of all; or 'first', as the released code
   on_bad: str = 'skip'  # unreadable, empty, truncated, NaN audio: skip or stop
   max_bad_fraction: float = 0.02  # of the files; above it the run stops
   num_threads: int = 0  # decoding; 0: one per core, at most 16

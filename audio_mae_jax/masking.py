@@ -1,10 +1,11 @@
 """Which patches the encoder does not see. Pure functions, one home for all.
 
-A strategy is `fn(rng, batch, grid, **settings) -> (scores [B, N], num_keep)`;
-its keywords are fields of `config.Mask`. The `num_keep` patches with the lowest
-scores are kept; equal scores keep their order in the grid. `from_scores` is the
-only place that turns scores into index arrays, so no strategy can get the
-bookkeeping wrong, and a test can feed the scores of another implementation.
+A strategy is `fn(rng, batch, grid, **settings) -> (scores [B, N], num_keep)`,
+the arguments of `from_scores`; its keywords are fields of `config.Mask`. The
+`num_keep` patches with the lowest scores are kept; equal scores keep their
+order in the grid. `from_scores` is the only place that turns scores into index
+arrays, so no strategy can get the bookkeeping wrong, and a test can feed the
+scores of another implementation.
 
 Scores are float32: in bfloat16 noise has 128 values, ties are many, and the
 patches that come first in the grid would be kept more often.
@@ -26,12 +27,15 @@ class Mask(NamedTuple):
   removed: jax.Array  # bool [B, N]
 
 
-def from_scores(scores, num_keep: int) -> Mask:
-  """float [B, N] -> the mask that keeps the `num_keep` lowest of each row."""
+def from_scores(scores, num_keep: int, removed=None) -> Mask:
+  """float [B, N] -> the mask that keeps the `num_keep` lowest of each row.
+
+  `removed` bool [B, N] is what the loss counts, if not what is not kept.
+  """
   order = jnp.argsort(scores, axis=1, stable=True).astype(jnp.int32)
   restore = jnp.argsort(order, axis=1).astype(jnp.int32)
   return Mask(order[:, :num_keep], order[:, num_keep:], restore,
-              restore >= num_keep)
+              restore >= num_keep if removed is None else removed)
 
 
 def make(rng, batch: int, grid, mask: config_lib.Mask) -> Mask:
@@ -109,6 +113,19 @@ def time_freq(rng, batch, grid, *, time_ratio, freq_ratio):
   return _rectangle(rng, batch, grid, keep_time, keep_freq)
 
 
+def time_freq_released(rng, batch, grid, *, time_ratio, freq_ratio):
+  """`time_freq` by the released code's sort, which fails beyond 999 patches.
+
+  It sorts by place + 999 * removed (models_mae.py:295): of 101 x 12 patches,
+  removed ones of the first rows come before kept ones of the last, and are seen
+  in their stead. The loss still counts what was meant to be removed.
+  """
+  removed, keep = time_freq(
+      rng, batch, grid, time_ratio=time_ratio, freq_ratio=freq_ratio)
+  place = jnp.arange(removed.shape[1], dtype=jnp.float32)
+  return place + 999 * removed, keep, removed > 0
+
+
 def _block_scores(rng, batch, grid, block):
   """[B, N]: low where a block that was drawn early lies.
 
@@ -155,4 +172,5 @@ STRATEGIES = {
     'time_freq': time_freq,
     'block': block,
     'inverse_block': inverse_block,
+    'time_freq_released': time_freq_released,
 }

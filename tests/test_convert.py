@@ -181,10 +181,13 @@ def there_and_back(tensors, format, tmp_path, given=exchange.HEADS):
   return files.read(output)[0]
 
 
-def drawn(table, scale):
-  """Random tensors by the names of golden/TABLE, every size / `scale`."""
+def drawn(table, scale, blocks=(2, 3)):
+  """Random tensors by the names of golden/TABLE, every width / `scale`.
+
+  `blocks` are kept of encoder and decoder.
+  """
   rng = np.random.default_rng(0)
-  blocks = {'blocks': 2, 'decoder_blocks': 3}
+  blocks = dict(zip(('blocks', 'decoder_blocks'), blocks))
   tensors = {}
   for name, shape, *_ in goldens.table(table):
     stack, _, rest = name.partition('.')
@@ -233,6 +236,17 @@ def test_timm_to_ours_to_timm_is_bit_exact(head, positions, tmp_path):
     tensors['head.bias'] = rng.normal(size=7).astype(np.float32)
   back = there_and_back(
       tensors, 'timm', tmp_path, {'model.encoder.heads': 12})
+  exchange.assert_same_bits(back, tensors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('table', [
+    'pretrain_keys', 'pretrain_global_keys', 'pretrain_overlap_keys',
+    'finetune_keys'])
+def test_the_released_size_comes_back_bit_by_bit(table, tmp_path):
+  tensors = drawn(table, 1, (99, 99))
+  assert len(tensors) == len(goldens.table(table))
+  back = there_and_back(tensors, 'official', tmp_path, {})
   exchange.assert_same_bits(back, tensors)
 
 

@@ -38,14 +38,20 @@ class BadAudio(Exception):
   """The clip cannot be used; the message is the reason, in a few words."""
 
 
+CHANNELS = {  # [n, channels] -> [n]
+    'mean': lambda frames: frames.mean(axis=1),
+    'first': lambda frames: frames[:, 0],
+}
+
+
 class WrongRate(ValueError):
   """A file's rate differs from the model's and may not be converted."""
 
 
 def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
          rng: np.random.Generator, resample: str = 'soxr_hq',
-         min_samples: int = 1) -> np.ndarray:
-  """The clip [<= num_samples] of `item` at `sample_rate_hz`, mean of channels.
+         min_samples: int = 1, channels: str = 'mean') -> np.ndarray:
+  """The clip [<= num_samples] of `item` at `sample_rate_hz`, of one channel.
 
   `item` is an element of a source: 'audio' is a path, the bytes of a file, or
   an array [n] or [n, channels] sampled at 'sample_rate_hz'; 'start_s' and
@@ -54,6 +60,7 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
   """
   take = config.lookup(CROPS, crop, 'config.data.crop')
   config.lookup(RESAMPLERS, resample, 'config.data.resample')
+  mix = config.lookup(CHANNELS, channels, 'config.data.channels')
   with _open(item) as recording:
     rate = recording.rate_hz
     if rate != sample_rate_hz and resample == 'error':
@@ -62,7 +69,8 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
           f'config.frontend.sample_rate_hz={sample_rate_hz}, and '
           "config.data.resample='error' refuses to convert. Set "
           "config.data.resample='soxr_hq', or the sample rate of the files.")
-    window = _Window(recording, item, sample_rate_hz, RESAMPLERS[resample])
+    window = _Window(recording, item, sample_rate_hz, RESAMPLERS[resample],
+                     mix)
     if window.num_samples < max(min_samples, 1):
       raise BadAudio(
           'empty' if not window.num_samples else
@@ -74,10 +82,11 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
 class _Window:
   """The usable part of a recording, by index at the model's rate."""
 
-  def __init__(self, recording, item, rate_hz, quality):
+  def __init__(self, recording, item, rate_hz, quality, mix):
     self._recording = recording
     self._rate_hz = rate_hz
     self._quality = quality
+    self._mix = mix
     start = round(item.get('start_s', 0.0) * recording.rate_hz)
     stop = recording.num_frames
     if stop and start >= stop:
@@ -113,7 +122,7 @@ class _Window:
       raise BadAudio(
           f'truncated: {start + len(frames)} of {self._recording.num_frames} '
           'frames')
-    samples = frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0]
+    samples = self._mix(frames) if frames.shape[1] > 1 else frames[:, 0]
     peak = np.abs(samples).max(initial=0.0)
     if not np.isfinite(peak):
       raise BadAudio('NaN or infinite samples')

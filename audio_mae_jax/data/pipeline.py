@@ -183,6 +183,7 @@ class _Clips:
     rate_hz = cfg.frontend.sample_rate_hz
     load = functools.partial(
         audio_io.load, sample_rate_hz=rate_hz, resample=cfg.data.resample,
+        channels=cfg.data.channels,
         min_samples=frontend.min_samples(cfg.frontend))
     self._load = functools.partial(
         load, num_samples=self._num_samples, crop=crop)

@@ -55,6 +55,15 @@ def test_channels_are_averaged(write, tone):
   np.testing.assert_allclose(load(path), (left + right) / 2, atol=1e-7)
 
 
+def test_the_first_channel_can_be_taken_instead():
+  frames = np.random.default_rng(0).normal(0, 0.1, (800, 2))
+  got = load(frames.astype(np.float32), sample_rate_hz=RATE_HZ,
+             channels='first')
+  np.testing.assert_array_equal(got, frames[:, 0].astype(np.float32))
+  with pytest.raises(ValueError, match="config.data.channels='left' is not"):
+    load(frames, sample_rate_hz=RATE_HZ, channels='left')
+
+
 @pytest.mark.parametrize(
     'rate_hz', [8000, 11025, 22050, 44100, 48000, 44101, 96000])
 @pytest.mark.parametrize('resample', ['soxr_hq', 'soxr_vhq'])
