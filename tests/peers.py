@@ -123,10 +123,8 @@ class AudioMAE(vision_transformer.VisionTransformer):
     parameters = self.released()
     assert arrays.keys() | set(FROZEN) == parameters.keys()
     for name, parameter in parameters.items():
-      if name in arrays:
-        array = np.array(arrays[name])
-      else:
-        array = positions(self.settings, self.grid, parameter.shape[-1])[None]
+      array = (arrays[name] if name in arrays else
+               positions(self.settings, self.grid, parameter.shape[-1])[None])
       parameter.copy_(torch.from_numpy(array.copy()))
     return self
 
@@ -227,4 +225,5 @@ def adamw(model: AudioMAE, settings: config_lib.Optimizer, learning_rate):
   return torch.optim.AdamW(
       [{'params': group, 'weight_decay': decay}
        for decay, group in groups.items()],
-      lr=learning_rate, betas=(settings.b1, settings.b2), eps=settings.eps)
+      lr=learning_rate, betas=(settings.b1, settings.b2), eps=settings.eps,
+      foreach=False)  # one at a time: a full-size model in float64 is 1 GB

@@ -59,6 +59,25 @@ def assert_gradients(got, want, local=False):
   assert zeros < 1e-7  # 7e-9
 
 
+@pytest.mark.parametrize('decoder, depth, table', [
+    ('local', 16, 'pretrain_keys'), ('global', 8, 'pretrain_global_keys')])
+def test_the_peer_has_the_released_tensors_and_decay(decoder, depth, table):
+  settings = tiny.config({
+      'model.decoder.name': decoder, 'model.decoder.depth': depth})
+  with torch.device('meta'):  # shapes only
+    peer = peers.AudioMAE(settings, (1024, 128))
+  assert peer.shapes() == {
+      name: tuple(map(int, shape.split('x')))
+      for name, shape, *_ in goldens.table(table)}
+  decay = {id(parameter): group['weight_decay'] for group in peers.adamw(
+      peer, settings.optimizer, 1.0).param_groups
+           for parameter in group['params']}
+  for name, _, released in goldens.table('pretrain_decay_groups'):
+    if name in peer.released():
+      ours = decay.get(id(peer.released()[name]), 'frozen')
+      assert str(ours) == released, name
+
+
 # Files, sizes, overrides; prefix of the outputs, weights of the losses, and
 # prefix of the gradients.
 RECORDED = {
