@@ -196,7 +196,7 @@ def steps_in(workdir) -> list[epath.Path]:
 
 
 def _newest(folder, read):
-  folder = epath.Path(folder)
+  folder = epath.Path(folder).resolve()  # Orbax takes no relative paths
   reasons = []
   for path in [folder] if is_checkpoint(folder) else steps_in(folder):
     found, reason = _try(read, path)

@@ -91,14 +91,11 @@ def save(folder, weights: Weights, dtype: str = 'float32'):
     ValueError: `folder` exists, or `dtype` is not float32 or bfloat16.
   """
   number = config_lib.lookup(DTYPES, dtype, 'dtype')
-  arrays = {name: np.ascontiguousarray(x, number)
-            for name, x in weights.params.items()}
-  arrays |= {_TABLE + name: np.ascontiguousarray(x)
-             for name, x in weights.tables.items()}
+  arrays = {name: np.asarray(x, number) for name, x in weights.params.items()}
+  arrays |= {_TABLE + name: x for name, x in weights.tables.items()}
   with writing(folder) as place:
     place.mkdir()
-    safetensors.numpy.save_file(
-        arrays, place / TENSORS, metadata={'format': 'np'})
+    write_tensors(place / TENSORS, arrays, {'format': 'np'})
     settings = {
         'kind': KIND, 'version': VERSION, 'dtype': dtype,
         'sha256': sha256(place / TENSORS), 'source': weights.source,
@@ -296,6 +293,17 @@ def writing(path):
       shutil.rmtree(place)
     else:
       place.unlink(missing_ok=True)
+
+
+def write_tensors(path, arrays: dict[str, np.ndarray], metadata: dict):
+  """Writes .safetensors, as readable for others as any new file."""
+  path = pathlib.Path(path)
+  path.touch()
+  mode = path.stat().st_mode  # safetensors makes a file of its own, for one
+  safetensors.numpy.save_file(
+      {name: np.ascontiguousarray(x) for name, x in arrays.items()}, path,
+      metadata=metadata)
+  path.chmod(mode)
 
 
 def sha256(path) -> str:

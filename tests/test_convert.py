@@ -1,7 +1,10 @@
 """Weights in and out: every tensor of every layout comes back."""
 
+import pathlib
 import pickle
 import re
+import shlex
+import shutil
 import sys
 
 import exchange
@@ -259,10 +262,10 @@ def test_a_run_can_leave_as_official_and_come_back(tmp_path):
   weights = weights_lib.Weights(
       params, weights_lib.with_positions(config), {})
   exporter.export_weights(weights, 'official', tmp_path / 'a.safetensors')
-  back = importer.import_weights(
-      tmp_path / 'a.safetensors', given={
-          'model.encoder.heads': 3, 'model.decoder.heads': 4})
+  back = importer.import_weights(tmp_path / 'a.safetensors')  # heads are noted
   exchange.assert_same_bits(back.params, params)
+  assert back.config.model.encoder.heads == 3
+  assert back.config.model.decoder.heads == 4
   assert back.config.patch.positions == 'time_freq'
   assert back.config.patch.positions_grid == (16, 8)
 
@@ -283,6 +286,15 @@ def test_the_command_imports_and_exports(tmp_path, capsys):
   compact = weights_lib.load(tmp_path / 'compact')
   assert {name.split('/')[0] for name in compact.params} == {'encoder'}
   assert all(x.dtype == ml_dtypes.bfloat16 for x in compact.params.values())
+
+
+def test_others_can_read_what_is_written(tmp_path):
+  (tmp_path / 'new').touch()
+  weights = exchange.random_weights({})
+  exporter.export_weights(weights, 'official', tmp_path / 'x.safetensors')
+  exporter.export_weights(weights, 'weights', tmp_path / 'w')
+  for path in ('x.safetensors', 'w/model.safetensors', 'w/config.json'):
+    assert (tmp_path / path).stat().st_mode == (tmp_path / 'new').stat().st_mode
 
 
 @pytest.mark.parametrize('output, message', [
@@ -325,3 +337,38 @@ def test_pth_is_what_torch_reads(dtype, tmp_path):
     np.testing.assert_array_equal(
         x.float().numpy(), want[name].astype(np.float32))
   exchange.assert_same_bits(files.read(tmp_path / 'x.pth')[0], want)
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def documented():
+  """Every command line of this command in the documentation."""
+  for page in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')),
+               ROOT / 'audio_mae_jax' / 'convert' / '__main__.py'):
+    text = page.read_text().replace('\\\n', ' ')
+    for line in re.findall(r'^\s*python -m audio_mae_jax\.convert (.*)$', text,
+                           re.M):
+      yield page.name, line
+
+
+@pytest.mark.parametrize('page, line', list(documented()))
+def test_a_documented_command_is_one(page, line):
+  if '|' not in line:  # the usage
+    assert command.parser().parse_args(shlex.split(line)).action
+
+
+def test_the_documentation_has_commands():
+  assert {'README.md', 'weights.md'} <= {page for page, _ in documented()}
+
+
+def test_what_the_documentation_shows_in_python_works(tmp_path, monkeypatch):
+  page = (ROOT / 'docs' / 'weights.md').read_text()
+  code, = (block for block in re.findall(r'```python\n(.*?)```', page, re.S)
+           if 'import_weights' in block)
+  shutil.copyfile(exchange.TINY, tmp_path / 'pretrained.pth')
+  monkeypatch.chdir(tmp_path)
+  heads = "'pretrained.pth', given={'model.encoder.heads': 3}"
+  exec(code.replace("'pretrained.pth'", heads))
+  exchange.assert_same_bits(
+      files.read(tmp_path / 'again.safetensors')[0], exchange.released())

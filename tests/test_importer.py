@@ -172,6 +172,10 @@ WRONG = {
         'pos_embed is [513, 48], and a table of positions is'),
     'a setting that is none': (
         {}, {'model.encoder.head': 3}, "Did you mean 'heads'?"),
+    'another grid': (
+        {}, {'frontend.num_mel_bins': 64},
+        'These are the positions of 64 x 8 patches (time x mel) at stride (4, '
+        '4), over 32 mel bins; given were frontend.num_mel_bins=64'),
     'a grid that cannot be': (
         {}, {'frontend.num_mel_bins': 36},
         '512 positions are no grid of patches of 4 frames x 4 bins over 36 '

@@ -153,6 +153,13 @@ def test_a_run_gives_its_averaged_weights(run):
   assert got.config.patch.positions_stride == (8, 16)
 
 
+def test_a_run_is_found_by_a_relative_path(run, monkeypatch):
+  workdir, state = run
+  monkeypatch.chdir(workdir.parent)
+  assert_equal(weights.load('tiny').params, trees.flatten(state.ema))
+  assert weights.load_config('tiny').patch.positions_grid == (8, 8)
+
+
 def test_one_checkpoint_of_a_run_gives_its_own(run):
   workdir, state = run
   assert_equal(weights.load(workdir / 'checkpoints' / '2').params,

@@ -15,7 +15,7 @@ from audio_mae_jax.convert import importer
 
 
 def main(argv=None):
-  options = _parser().parse_args(argv)
+  options = parser().parse_args(argv)
   cli.log_to_terminal()
   try:
     options.action(options)
@@ -25,11 +25,11 @@ def main(argv=None):
     cli.stop(error)
 
 
-def _parser():
-  parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+  commands = argparse.ArgumentParser(
       prog='python -m audio_mae_jax.convert', allow_abbrev=False,
       description='Weights from other projects, and to them.')
-  actions = parser.add_subparsers(required=True, metavar='import|export')
+  actions = commands.add_subparsers(required=True, metavar='import|export')
   load = actions.add_parser(
       'import', allow_abbrev=False,
       help="other projects' weights to a folder of ours")
@@ -60,7 +60,7 @@ def _parser():
     command.add_argument('--part', choices=weights.PARTS, default='all')
     command.add_argument(
         '--dtype', choices=weights.DTYPES, default='float32')
-  return parser
+  return commands
 
 
 def _setting(text):
@@ -81,11 +81,13 @@ def _import(options):
 
 def _export(options):
   found = weights.load(options.input)
-  exporter.export_weights(
+  written = exporter.export_weights(
       found, options.format, options.output, part=options.part,
       dtype=options.dtype)
-  print(f'{options.input}: {_describe(found.part(options.part))}\n'
-        f'Written to {options.output} ({options.format}, {options.dtype})')
+  print(f'{options.input}: {_describe(found)}\n'
+        f'Written to {options.output}: {len(written)} tensors of '
+        f'{sum(x.size for x in written.values()):,} numbers '
+        f'({options.format}, {options.dtype})')
 
 
 def _describe(found):

@@ -20,7 +20,7 @@ FORMATS = ('official', 'timm', 'huggingface', 'weights')
 
 def export_weights(
     weights: weights_lib.Weights, format: str, output, *, part: str = 'all',
-    dtype: str = 'float32'):
+    dtype: str = 'float32') -> dict[str, np.ndarray]:
   """Writes `weights` for others, or compactly for ourselves ('weights').
 
   Args:
@@ -31,6 +31,9 @@ def export_weights(
     part: 'all' or 'encoder'.
     dtype: 'float32' or 'bfloat16'.
 
+  Returns:
+    What was written, by its names there.
+
   Raises:
     ValueError: the layout has no place for these weights, or `output` exists.
   """
@@ -38,7 +41,7 @@ def export_weights(
   weights = weights.part(part)
   if format == 'weights':
     weights_lib.save(output, weights, dtype)
-    return
+    return weights.params
   number = config_lib.lookup(weights_lib.DTYPES, dtype, 'dtype')
   if format == 'huggingface':
     settings = hugging_face_config(weights)
@@ -47,12 +50,19 @@ def export_weights(
       tensors = {name.removeprefix('vit.'): x for name, x in tensors.items()}
     with weights_lib.writing(output) as place:
       place.mkdir()
-      files.write(place / 'model.safetensors', _cast(tensors, number))
+      tensors = _cast(tensors, number)
+      files.write(place / 'model.safetensors', tensors)
       settings = {**settings, 'dtype': dtype}
       (place / 'config.json').write_text(json.dumps(settings, indent=2) + '\n')
-    return
+    return tensors
   layout = names.RELEASED if format == 'official' else names.ENCODER
-  files.write(output, _cast(tensors_of(weights, layout), number))
+  tensors = _cast(tensors_of(weights, layout), number)
+  # Tensors do not show the heads; whoever imports them needs no --set.
+  _, _, heads = encoder_lib.sizes(weights.config.model.encoder)
+  files.write(output, tensors, {
+      'num_attention_heads': heads,
+      'decoder_num_attention_heads': weights.config.model.decoder.heads})
+  return tensors
 
 
 def _cast(tensors, number):

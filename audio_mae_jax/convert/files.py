@@ -14,11 +14,12 @@ from audio_mae_jax.convert import torch_file
 
 FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)
 _INSIDE = ('model', 'state_dict', 'model_state_dict', 'module')
+_HINT = 'audio_mae_jax.'  # before names of metadata that are settings
 _PREFIXES = ('module.', '_orig_mod.', 'model.')  # by wrappers of torch
 
 
 def read(path) -> tuple[dict[str, np.ndarray], dict]:
-  """Tensors of a file or of a Hugging Face folder, and that folder's settings.
+  """Tensors of a file or of a Hugging Face folder, and settings beside them.
 
   Files are .safetensors or what `torch.save` wrote (.pth, .pt, .bin), told
   apart by what is in them. A state dict may lie under 'model' or the like;
@@ -39,10 +40,14 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
   elif _is_safetensors(path):
     try:
       tensors = safetensors.numpy.load_file(path)
+      with safetensors.safe_open(path, 'np') as file:
+        noted = file.metadata() or {}
     except safetensors.SafetensorError as error:
       raise ValueError(
           f'{path} is a damaged .safetensors file ({error}): fetch it again.'
       ) from error
+    settings = {name[len(_HINT):]: int(value) for name, value in noted.items()
+                if name.startswith(_HINT) and value.isdecimal()} | settings
   else:
     raise ValueError(
         f'{path} is neither a .safetensors file nor one that torch.save wrote, '
@@ -120,8 +125,10 @@ def _check(tensors, path):
         'training went wrong, or the file is damaged.')
 
 
-def write(path, tensors: dict[str, np.ndarray]):
+def write(path, tensors: dict[str, np.ndarray], hints: dict | None = None):
   """Writes .safetensors, or with torch .pth, whole or not at all.
+
+  `hints` are numbers that `read` gives back from .safetensors.
 
   Raises:
     ValueError: the ending is another one, `path` exists, or torch is needed
@@ -134,16 +141,17 @@ def write(path, tensors: dict[str, np.ndarray]):
         f'{path} must end in {" or ".join(writers)}; the ending says what is '
         'written.')
   with weights.writing(path) as place:
-    writers[path.suffix](place, tensors)
+    writers[path.suffix](place, tensors, hints or {})
 
 
-def _write_safetensors(place, tensors):
-  safetensors.numpy.save_file(
-      {name: np.ascontiguousarray(x) for name, x in tensors.items()}, place,
-      metadata={'format': 'pt'})  # what Hugging Face's loaders ask for
+def _write_safetensors(place, tensors, hints):
+  # Hugging Face's loaders ask for the format.
+  weights.write_tensors(place, tensors, {'format': 'pt'} | {
+      _HINT + name: str(value) for name, value in hints.items()})
 
 
-def _write_torch(place, tensors):
+def _write_torch(place, tensors, hints):
+  del hints  # the state dict alone is what others expect
   try:
     import torch
   except ImportError as error:

@@ -30,50 +30,59 @@ def recognize(
     `positions_grid` and `positions_stride`.
 
   Raises:
-    ValueError: N patches cannot be a grid of `bins`.
+    ValueError: N patches cannot be a grid of `bins`, or are another one.
   """
   count = len(tables['encoder']) - 1
-  candidates = sorted(
-      _grids(count, size, bins, stride), key=lambda patch: (
-          _bins(patch) != BINS, patch.positions_stride != size,
-          patch.positions_grid[0] < patch.positions_grid[1]))
+  candidates = _grids(count, size, bins, stride)
   if not candidates:
     raise ValueError(
         f'{count} positions are no grid of patches of {size[0]} frames x '
         f'{size[1]} bins'
         + (f' over {bins} mel bins' if bins else '')
         + '; set frontend.num_mel_bins and patch.stride to what they are.')
-  grid = None
-  for patch in candidates:
-    equal = [_equal(table, patch) for table in tables.values()]
-    if all(equal):
-      return patch
-    if any(equal) and grid is None:  # one of them was trained
-      grid = patch
-  # Of no formula: learnt, or of another project.
-  first = grid or candidates[0]
-  if grid is None and _bins(first) != (bins or BINS):
+  if found := _of_all(tables, candidates):
+    return found
+  if found := _of_all(tables, _grids(count, size, None, None)):
+    gt, gf = found.positions_grid
+    raise ValueError(
+        f'These are the positions of {gt} x {gf} patches (time x mel) at '
+        f'stride {found.positions_stride}, over {_bins(found)} mel bins; '
+        f'given were frontend.num_mel_bins={bins} and patch.stride={stride}. '
+        'Leave them out.')
+  # Of no formula: learnt, or of another project. One of the two may tell.
+  likely = next((found for part in tables if (
+      found := _of_all({part: tables[part]}, candidates))), candidates[0])
+  if likely == candidates[0] and _bins(likely) != (bins or BINS):
     raise ValueError(
         f'{count} positions that follow no known formula may be any grid of '
         'patches; set frontend.num_mel_bins and patch.stride.')
   return config_lib.Patch(
-      positions='table', positions_grid=first.positions_grid,
-      positions_stride=first.positions_stride)
+      positions='table', positions_grid=likely.positions_grid,
+      positions_stride=likely.positions_stride)
+
+
+def _of_all(tables, candidates):
+  """The first of `candidates` whose positions all tables are, or None."""
+  return next((patch for patch in candidates if all(
+      _equal(table, patch) for table in tables.values())), None)
 
 
 def _grids(count, size, bins, stride):
-  """Settings of each layout for each grid of `count` patches."""
+  """Settings of each layout and grid of `count` patches, likely ones first."""
   strides = [tuple(stride)] if stride else [size]
   if not stride and all(o < s for o, s in zip(OVERLAP, size)):
     strides.append(OVERLAP)
   layouts = [name for name in patches_lib.POSITIONS if name != 'table']
-  for step, name in itertools.product(strides, layouts):
-    for gf in range(1, count + 1):
-      patch = config_lib.Patch(
-          positions=name, positions_grid=(count // gf, gf),
-          positions_stride=step, size=size)
-      if count % gf == 0 and (not bins or _bins(patch) == bins):
-        yield patch
+  divisors = [gf for gf in range(1, count + 1) if count % gf == 0]
+  grids = (
+      config_lib.Patch(positions=name, positions_grid=(count // gf, gf),
+                       positions_stride=step, size=size)
+      for step, name, gf in itertools.product(strides, layouts, divisors))
+  return sorted(
+      (patch for patch in grids if not bins or _bins(patch) == bins),
+      key=lambda patch: (
+          _bins(patch) != BINS, patch.positions_stride != size,
+          patch.positions_grid[0] < patch.positions_grid[1]))
 
 
 def _bins(patch):
