@@ -315,9 +315,6 @@ def test_outputs_in_bfloat16_err_as_rounding_does():
   assert ours[2] < 2 ** -9
 
 
-@pytest.mark.xfail(strict=True, reason=(
-    'XLA sums the gradient of a dense bias in bfloat16, one by one on a CPU '
-    'when tokens are in windows: those of qkv in local blocks are 40 % off'))
 def test_gradients_in_bfloat16_err_no_more_than_torchs():
   ours, peer = (in_bfloat16()[side][1] for side in ('ours', 'peer'))
   for name, error in ours.items():

@@ -26,13 +26,14 @@ class Tokens(nn.Module):
     x = layers.dense(self.width, self.dtype, 'embed')(x)
     token = self.param('mask_token', layers.TOKEN, (self.width,))
     b, n = restore_ids.shape
+    # Repeated, then rounded: its gradient is a sum, in float32 (see Dense).
     missing = jnp.broadcast_to(
-        token.astype(self.dtype), (b, n + 1 - x.shape[1], self.width))
+        token, (b, n + 1 - x.shape[1], self.width)).astype(self.dtype)
     patches = jnp.concatenate([x[:, 1:], missing], axis=1)
     patches = jnp.take_along_axis(patches, restore_ids[..., None], axis=1)
     x = jnp.concatenate([x[:, :1], patches], axis=1)
     table = layers.positions(self, grid, self.width, self.patch)
-    return x + table.astype(self.dtype)
+    return x + jnp.broadcast_to(table, x.shape).astype(self.dtype)
 
 
 class _Decoder(nn.Module):

@@ -53,20 +53,22 @@ class Encoder(nn.Module):
   def __call__(self, patches, grid, keep_ids=None, *, train=False):
     """`keep_ids` int32 [B, K], or None to encode all N patches."""
     table = layers.positions(self, grid, self.width, self.patch)
-    places = table[1:][None]
+    places = table[1:]
     if keep_ids is not None:
       patches = jnp.take_along_axis(patches, keep_ids[..., None], axis=1)
-      places = places[0][keep_ids]
+      places = places[keep_ids]
     # The released code leaves this bias at torch's default for a convolution.
     bound = patches.shape[-1] ** -0.5
     embed = layers.dense(
         self.width, self.dtype, 'patch_embed',
         bias_init=lambda rng, shape, dtype=jnp.float32: jax.random.uniform(
             rng, shape, dtype, -bound, bound))
-    x = embed(patches) + places.astype(self.dtype)
+    x = embed(patches)
+    # Repeated, then rounded: gradients are sums, in float32 (see layers.Dense).
+    x += jnp.broadcast_to(places, x.shape).astype(self.dtype)
     token = self.param('cls_token', layers.TOKEN, (self.width,))
     token = jnp.broadcast_to(
-        (token + table[0]).astype(self.dtype), (x.shape[0], 1, self.width))
+        token + table[0], (x.shape[0], 1, self.width)).astype(self.dtype)
     x = jnp.concatenate([token, x], axis=1)
     x = layers.Stack(
         lambda i: layers.Block(

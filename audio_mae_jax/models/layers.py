@@ -17,9 +17,24 @@ XAVIER = nn.initializers.xavier_uniform()  # released code, models_mae.py:165
 TOKEN = nn.initializers.normal(0.02)  # class and mask tokens, idem :158
 
 
-def dense(features: int, dtype, name: str, **settings) -> nn.Dense:
-  return nn.Dense(
-      features, dtype=dtype, kernel_init=XAVIER, name=name, **settings)
+class Dense(nn.Module):
+  """[..., D] -> [..., features], the product in `dtype`."""
+  features: int
+  dtype: jnp.dtype
+  bias_init: Callable = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param('kernel', XAVIER, (x.shape[-1], self.features))
+    bias = self.param('bias', self.bias_init, (self.features,))
+    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    # In float32 for the way back: the bias' gradient is a sum over all tokens,
+    # and XLA may add bfloat16 to bfloat16, one by one (40 % off in windows).
+    return (y.astype(jnp.float32) + bias).astype(self.dtype)
+
+
+def dense(features: int, dtype, name: str, **settings) -> Dense:
+  return Dense(features, dtype, name=name, **settings)
 
 
 def layer_norm(dtype, name: str) -> nn.LayerNorm:
