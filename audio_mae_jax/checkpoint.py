@@ -260,10 +260,14 @@ def meta_of(config: config_lib.Config, data: dict) -> dict:
 
 
 def check_meta(stored: dict, present: dict, folder):
-  """Raises ValueError when a field that changes the result differs."""
+  """Raises ValueError when a field that changes the result differs.
+
+  A field that is younger than the run has its default.
+  """
+  began = dataclasses.asdict(config_lib.typed(stored['config']))
   changed = [
       (name, old, new) for name, old, new in
-      config_lib.differences(stored['config'], present['config'])
+      config_lib.differences(began, present['config'])
       if not any(re.fullmatch(free, name) for free in FREE)]
   changed += [
       (f'the data ({name})', old, new) for name, old, new in

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 
 from audio_mae_jax import bookkeeping
+from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import record
 from audio_mae_jax import train
@@ -212,6 +214,16 @@ def test_settings_that_change_no_result_may_differ(whole, tmp_path):
   state = run(tiny(tmp_path / 'moved', **{
       'log.every_steps': 5, 'data.num_threads': 2, 'checkpoint.keep': 9}))
   assert_same_bits(state, whole[1])
+
+
+def test_a_setting_that_is_younger_than_the_run_has_its_default():
+  present = checkpoint.meta_of(tiny('run'), {'clips': 4})
+  stored = {**present, 'config': dict(present['config'])}
+  del stored['config']['init_from']
+  checkpoint.check_meta(stored, present, pathlib.Path('run/checkpoints'))
+  younger = checkpoint.meta_of(tiny('run', init_from='weights'), {'clips': 4})
+  with pytest.raises(ValueError, match="init_from: was '', is 'weights'"):
+    checkpoint.check_meta(stored, younger, pathlib.Path('run/checkpoints'))
 
 
 def _flip(path):
