@@ -19,9 +19,9 @@ from audio_mae_jax import bookkeeping
 from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
+from audio_mae_jax import init_from
 from audio_mae_jax import step as step_lib
 from audio_mae_jax import trees
-from audio_mae_jax import weights
 from audio_mae_jax import writer as writer_lib
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import sources
@@ -51,7 +51,7 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
   pipeline.check(config)
   checkpoint.check(config.checkpoint)
   bookkeeping.check(config.log)
-  config, initial = weights.prepare(config, workdir_of(config))
+  config, initial = init_from.prepare(config, workdir_of(config))
   program = step_lib.build(
       config, pipeline.steps_per_epoch(
           train_split.source, config.train.batch_size), devices)
@@ -64,6 +64,7 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
     stop = stack.enter_context(_StopSignal())
     start, state, stored = checkpoints.restore(program.shapes, meta) or (
         0, program.init(initial), {})
+    del initial  # a copy of all parameters
     for line in summary(config, program, train_split, valid_split, state):
       _log.info(line)
     _log.info('Work directory: %s. %s', workdir,

@@ -10,10 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import pathlib
-import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ import safetensors
 import safetensors.numpy
 
 from audio_mae_jax import checkpoint
-from audio_mae_jax import compare
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import masking
 from audio_mae_jax import patches as patches_lib
@@ -31,14 +29,16 @@ from audio_mae_jax import trees
 from audio_mae_jax.models import classifier
 from audio_mae_jax.models import mae
 
-_log = logging.getLogger(__name__)
-
 TENSORS, SETTINGS = 'model.safetensors', 'config.json'
 KIND, VERSION = 'audio_mae_jax.weights', 1
 DTYPES = {'float32': np.dtype(np.float32),
           'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 PARTS = ('all', 'encoder')
 
+# The parameter that positions are where no formula gives them, by the token of
+# its width.
+TABLES = {'encoder/cls_token': 'encoder/positions',
+          'decoder/tokens/mask_token': 'decoder/tokens/positions'}
 # Position tables are no parameters where a formula gives them; a table that was
 # read from elsewhere is kept beside them, so that it leaves bit by bit.
 _TABLE = 'positions_as_read/'
@@ -161,10 +161,15 @@ def _settings(folder):
     raise ValueError(
         f'{folder / SETTINGS} is not of this project: import the folder '
         'first, with `python -m audio_mae_jax.convert import`.')
-  if settings['version'] > VERSION:
+  if settings.get('version') != VERSION:
     raise ValueError(
-        f'{folder} has version {settings["version"]}, and this program knows '
-        f'versions up to {VERSION}: update it.')
+        f'{folder} has version {settings.get("version")!r}, and this program '
+        f'knows version {VERSION}: update it, or convert the weights again.')
+  missing = {'sha256', 'source', 'config'} - set(settings)
+  if missing:
+    raise ValueError(
+        f'{folder / SETTINGS} lacks {", ".join(sorted(missing))}: it is not '
+        'what was written. Convert the weights again.')
   return settings
 
 
@@ -193,85 +198,6 @@ def describe_positions(patch: config_lib.Patch) -> str:
           f'stride {"x".join(map(str, patch.positions_stride))}')
 
 
-def prepare(
-    config: config_lib.Config, workdir
-) -> tuple[config_lib.Config, dict[str, np.ndarray]]:
-  """What `config.init_from` means for a run in `workdir`.
-
-  Returns:
-    `config` with the positions of its weights, and the parameters to start
-    from: none if there is nothing to start from, or the run has checkpoints
-    (it then needs the weights no more).
-
-  Raises:
-    ValueError: there are no weights, or they do not fit the model.
-  """
-  if not config.init_from:
-    return config, {}
-  started = bool(checkpoint.steps_in(workdir))
-  config = adopt_positions(
-      config, load_config(workdir if started else config.init_from))
-  return config, {} if started else initial(config)
-
-
-def adopt_positions(
-    config: config_lib.Config, weights: config_lib.Config) -> config_lib.Config:
-  """`config` with the positions that its weights were trained with.
-
-  A field that `config` sets itself stays: '--config.patch.positions_grid' of
-  the shorter clip gives the released code's crop.
-  """
-  fields = ('positions', 'positions_grid', 'positions_stride')
-  adopted = {
-      field: own if (own := getattr(config.patch, field)) != getattr(
-          config_lib.Patch(), field) else getattr(weights.patch, field)
-      for field in fields}
-  return dataclasses.replace(
-      config, patch=dataclasses.replace(config.patch, **adopted))
-
-
-def initial(config: config_lib.Config) -> dict[str, np.ndarray]:
-  """Parameters of `config.init_from` for a model of `config`: float32, by name.
-
-  Groups that only one of them has (a decoder, a head) are left out, and said;
-  so are a head for other classes, and the encoder's last norm if a classifier
-  that pools patches has none (as released).
-
-  Raises:
-    ValueError: there are no weights, or the encoder is another one.
-  """
-  weights = load(config.init_from)
-  wanted = {name: leaf.shape for name, leaf in shapes(config).items()}
-  found = {name: x.shape for name, x in weights.params.items()}
-  groups = lambda names: {_group(name) for name in names}
-  fresh = groups(wanted) - groups(found)
-  unused = groups(found) - groups(wanted)
-  if any(wanted.get(name, found[name]) != found[name]
-         for name in found if _group(name) == 'head'):
-    fresh.add('head')
-    unused.add('head')
-  keep = lambda shapes, leave: {name: shape for name, shape in shapes.items()
-                                if _group(name) not in leave}
-  wrong = compare.differences(keep(wanted, fresh), keep(found, unused))
-  if wrong:
-    raise ValueError(
-        f'The weights in {config.init_from} do not fit the model:\n{wrong}'
-        + compare.likely_cause(wanted, found))
-  taken = {name: np.asarray(weights.params[name], np.float32)
-           for name in keep(wanted, fresh)}
-  _log.info(
-      'Weights: %d arrays from %s, %s.%s%s', len(taken), config.init_from,
-      describe_positions(weights.config.patch),
-      f' Fresh: {", ".join(sorted(fresh))}.' if fresh else '',
-      f' Not used: {", ".join(sorted(unused))}.' if unused else '')
-  return taken
-
-
-def _group(name):
-  return 'encoder/norm' if name.startswith('encoder/norm/') else (
-      name.split('/')[0])
-
-
 @contextlib.contextmanager
 def writing(path):
   """A place to write what becomes `path` if the block ends without an error.
@@ -280,19 +206,20 @@ def writing(path):
     ValueError: `path` exists already.
   """
   path = pathlib.Path(path)
-  if path.exists():
-    raise ValueError(
-        f'{path} exists already; choose another place, or remove it first.')
+  check_absent(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  place = path.with_name(f'.{path.name}.{os.getpid()}{path.suffix}')
-  try:
+  with tempfile.TemporaryDirectory(
+      prefix=f'.{path.name}.', dir=path.parent) as folder:
+    place = pathlib.Path(folder) / path.name
     yield place
     os.replace(place, path)
-  finally:
-    if place.is_dir():
-      shutil.rmtree(place)
-    else:
-      place.unlink(missing_ok=True)
+
+
+def check_absent(path):
+  """Raises ValueError if `path` exists."""
+  if pathlib.Path(path).exists():
+    raise ValueError(
+        f'{path} exists already; choose another place, or remove it first.')
 
 
 def write_tensors(path, arrays: dict[str, np.ndarray], metadata: dict):

@@ -1,5 +1,6 @@
 """Weights in and out: every tensor of every layout comes back."""
 
+import dataclasses
 import pathlib
 import pickle
 import re
@@ -251,6 +252,110 @@ def test_the_released_size_comes_back_bit_by_bit(table, tmp_path):
   assert len(tensors) == len(goldens.table(table))
   back = there_and_back(tensors, 'official', tmp_path, {})
   exchange.assert_same_bits(back, tensors)
+
+
+MOVED = {  # what the weights were trained on -> what they are used on
+    'half as long': ({}, {'frontend.num_frames': 128}),
+    'longer': ({}, {'frontend.num_frames': 384}),
+    'another stride': ({}, {'patch.stride': (8, 16)}),
+    'overlapping': ({}, {'patch.stride': (10, 10)}),
+    'an odd length': ({'patch.stride': (10, 10), 'frontend.num_frames': 200},
+                      {}),
+    'half the bins': ({}, {'frontend.num_mel_bins': 64}),
+    'many bins': ({'frontend.num_frames': 64, 'frontend.num_mel_bins': 256},
+                  {}),
+}
+
+
+@pytest.mark.parametrize('positions', ['time_freq', 'released', 'table'])
+@pytest.mark.parametrize('format', ['official', 'timm', 'huggingface'])
+@pytest.mark.parametrize('case', MOVED)
+def test_a_moved_model_leaves_and_comes_back(case, format, positions, tmp_path):
+  trained, used = MOVED[case]
+  if case == 'longer' and positions == 'table':
+    pytest.skip('a table has no codes for more')
+  if format == 'huggingface' and 'patch.stride' in trained | used:
+    pytest.skip('Hugging Face has no overlapping patches')
+  weights = exchange.random_weights(
+      trained | {'patch.positions': positions, 'model.decoder.heads': 4})
+  config = weights.config
+  # As a run that starts from them would have it.
+  nested = dataclasses.asdict(config)
+  for name, value in used.items():
+    group, field = name.split('.')
+    nested[group][field] = value
+  config = config_lib.typed(nested)
+  weights = dataclasses.replace(weights, config=config)
+  grid = weights_lib.grid_of(config)
+  if positions == 'table':
+    want = np.asarray(patches.look_up(
+        weights.params['encoder/positions'], grid, config.patch))
+  else:
+    want = patches.position_table(grid, 48, config.patch)
+  suffix = '' if format == 'huggingface' else '.safetensors'
+  first, second = tmp_path / f'a{suffix}', tmp_path / f'b{suffix}'
+  exporter.export_weights(weights, format, first)
+  back = importer.import_weights(first)
+  exporter.export_weights(back, format, second)
+  tensors = files.read(first)[0]
+  exchange.assert_same_bits(files.read(second)[0], tensors)
+  table = next(x for name, x in tensors.items()
+               if name in ('pos_embed', 'vit.embeddings.position_embeddings',
+                           'embeddings.position_embeddings'))
+  np.testing.assert_array_equal(table[0], want)
+  assert weights_lib.grid_of(back.config) == grid
+  assert back.config.frontend == config.frontend
+  assert back.config.model.encoder == config.model.encoder
+  assert back.config.patch.stride == config.patch.stride
+  assert back.config.patch.positions == positions
+  params = {name: x for name, x in back.params.items()
+            if not name.endswith('positions')}
+  part = 'encoder' if format == 'timm' else 'all'
+  exchange.assert_same_bits(params, {
+      name: x for name, x in weights.part(part).params.items()
+      if not name.endswith('positions')})
+
+
+@pytest.mark.parametrize('ending', ['safetensors', 'pth'])
+def test_what_tensors_do_not_show_is_noted(ending, tmp_path, caplog):
+  if ending == 'pth':
+    pytest.importorskip('torch')
+  weights = exchange.random_weights({
+      'model.encoder.heads': 6, 'model.decoder.name': 'local',
+      'model.decoder.depth': 3, 'model.decoder.window': (2, 2),
+      'model.decoder.shift': (1, 1), 'frontend.mean': -3.0,
+      'objective.normalize_patches': False})
+  exporter.export_weights(weights, 'official', tmp_path / f'x.{ending}')
+  assert 'it computes something else' in caplog.text
+  back = importer.import_weights(tmp_path / f'x.{ending}')
+  assert back.config.model == weights.config.model
+  assert back.config.frontend == weights.config.frontend
+  assert not back.config.objective.normalize_patches
+  exchange.assert_same_bits(back.params, weights.params)
+
+
+def test_released_overlapping_patches_are_1024_x_128_in_windows_of_6(tmp_path):
+  tensors = drawn('pretrain_overlap_keys', 8)
+  for name, width in (('pos_embed', 96), ('decoder_pos_embed', 64)):
+    tensors[name] = patches.position_table(
+        (101, 12), width, config_lib.Patch())[None]
+  config = importer.import_weights(
+      exchange.write(tmp_path / 'x.safetensors', tensors),
+      given={'model.encoder.heads': 12}).config
+  assert (config.frontend.num_frames, config.frontend.num_mel_bins) == (
+      1024, 128)
+  assert config.patch.stride == (10, 10)
+  assert config.model.decoder.window == (6, 6)
+  assert config.model.decoder.shift == (2, 0)
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.module.', 'model.'])
+def test_prefixes_of_wrappers_come_off(prefix, tmp_path):
+  path = exchange.write(tmp_path / 'x.safetensors', {
+      prefix + name: x for name, x in exchange.released().items()})
+  got = importer.import_weights(path, given=exchange.HEADS)
+  want = importer.import_weights(exchange.TINY, given=exchange.HEADS)
+  exchange.assert_same_bits(got.params, want.params)
 
 
 def test_a_run_can_leave_as_official_and_come_back(tmp_path):

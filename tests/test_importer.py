@@ -17,6 +17,7 @@ from audio_mae_jax import patches
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.convert import __main__ as command
 from audio_mae_jax.convert import exporter
+from audio_mae_jax.convert import files
 from audio_mae_jax.convert import importer
 from audio_mae_jax.convert import names
 from audio_mae_jax.convert import positions
@@ -154,9 +155,9 @@ WRONG = {
     'float64': (
         {'norm.weight': np.ones(48)}, {},
         '1 tensors are of another type than float32, float16 or bfloat16: '
-        'norm.weight (float64)'),
+        'norm.weight (F64)'),
     'integers': (
-        {'norm.weight': np.ones(48, np.int32)}, {}, 'norm.weight (int32)'),
+        {'norm.weight': np.ones(48, np.int32)}, {}, 'norm.weight (I32)'),
     'a number that is none': (
         {'norm.weight': np.full(48, np.nan, np.float32)}, {},
         '1 tensors hold NaN or infinity, e.g. norm.weight'),
@@ -176,6 +177,25 @@ WRONG = {
         {}, {'frontend.num_mel_bins': 64},
         'These are the positions of 64 x 8 patches (time x mel) at stride (4, '
         '4), over 32 mel bins; given were frontend.num_mel_bins=64'),
+    'other positions': (
+        {}, {'patch.positions': 'time_freq'},
+        "These positions are 'released', and given was patch.positions="
+        "'time_freq'"),
+    'a block far off': (
+        {'blocks.2000.norm1.bias': np.ones(48, np.float32)}, {},
+        '  1 unexpected: blocks.2000.norm1.bias [48]'),
+    'no numbers': (
+        {'norm.weight': np.ones((0,), np.float32)}, {},
+        '1 tensors have no axis or no numbers, e.g. norm.weight [0]'),
+    'negative heads': (
+        {}, {'model.encoder.heads': -1}, 'heads=-1'),
+    'a group for a setting': (
+        {}, {'patch.stride.x': 3}, 'patch.stride.x is not a setting'),
+    'text for a pair': (
+        {}, {'patch.stride': 'abc'}, "config.patch.stride takes a tuple"),
+    'a decoder of unknown width': (
+        {}, {'model.decoder.name': 'global', 'model.decoder.heads': 0},
+        'a width of 32 is none of a known decoder'),
     'a grid that cannot be': (
         {}, {'frontend.num_mel_bins': 36},
         '512 positions are no grid of patches of 4 frames x 4 bins over 36 '
@@ -322,6 +342,49 @@ def archive(path, pickled):
     file.writestr('archive/version', '3\n')
 
 
+def a_float8(tmp_path):
+  path = tmp_path / 'x.safetensors'
+  header = json.dumps({'norm.weight': {
+      'dtype': 'F8_E4M3', 'shape': [4], 'data_offsets': [0, 4]}}).encode()
+  path.write_bytes(len(header).to_bytes(8, 'little') + header + b'1234')
+  return path, 'norm.weight (F8_E4M3)'
+
+
+def another_model(tmp_path):
+  return exchange.write(tmp_path / 'x.safetensors', {
+      f'backbone.{name}': x for name, x in exchange.released().items()}), (
+          "All begin with 'backbone.'")
+
+
+def folder_with(config, tmp_path, **names):
+  path = tmp_path / 'folder'
+  path.mkdir()
+  (path / 'config.json').write_text(config)
+  for name in names.values():
+    exchange.write(path / name, exchange.released())
+  return path
+
+
+def a_config_that_is_none(tmp_path):
+  return folder_with('{', tmp_path, a='model.safetensors'), 'is no JSON'
+
+
+def a_list_for_a_config(tmp_path):
+  return (folder_with('[]', tmp_path, a='model.safetensors'),
+          'should be a dict of settings, not []')
+
+
+def a_sharded_folder(tmp_path):
+  path = folder_with('{}', tmp_path, a='model-00001-of-00002.safetensors')
+  (path / 'model.safetensors.index.json').write_text('{}')
+  return path, 'save_pretrained(..., max_shard_size='
+
+
+def another_activation(tmp_path):
+  return folder_with('{"hidden_act": "relu"}', tmp_path,
+                     a='model.safetensors'), "activation is 'relu'"
+
+
 def an_empty_folder(tmp_path):
   path = tmp_path / 'folder'
   path.mkdir()
@@ -336,7 +399,9 @@ def our_weights(tmp_path):
 @pytest.mark.parametrize('make', [
     not_a_file, a_web_page, an_empty_file, a_truncated_safetensors,
     a_corrupt_safetensors, a_truncated_checkpoint, a_corrupt_checkpoint,
-    no_tensors, hostile, an_empty_folder, our_weights])
+    no_tensors, hostile, an_empty_folder, our_weights, a_float8, another_model,
+    a_config_that_is_none, a_list_for_a_config, a_sharded_folder,
+    another_activation])
 def test_a_bad_file_is_told_of_and_leaves_nothing(make, tmp_path, capsys):
   path, message = make(tmp_path)
   before = sorted(tmp_path.rglob('*'))
@@ -355,3 +420,72 @@ def test_the_hostile_file_would_have_acted(tmp_path):
   with zipfile.ZipFile(path) as file:
     pickle.load(io.BytesIO(file.read('archive/data.pkl')))
   assert (tmp_path / 'executed').exists()
+
+
+def test_an_output_that_cannot_be_is_told_of(tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  with pytest.raises(SystemExit):
+    command.main(['import', '--input', str(exchange.TINY), '--output',
+                  str(tmp_path / 'file' / 'out'), '--set',
+                  'model.encoder.heads=3'])
+  assert capsys.readouterr().err.startswith('\nerror: ')
+
+
+@pytest.mark.parametrize('what', [KeyboardInterrupt, SystemExit])
+def test_an_import_that_is_stopped_leaves_nothing(what, tmp_path, monkeypatch):
+  def stop(*_, **__):
+    raise what
+
+  weights = importer.import_weights(exchange.TINY, given=exchange.HEADS)
+  monkeypatch.setattr('json.dumps', stop)
+  with pytest.raises(what):
+    weights_lib.save(tmp_path / 'out', weights)
+  assert not list(tmp_path.iterdir())
+
+
+def test_codes_can_be_taken_as_they_are():
+  weights = importer.import_weights(
+      exchange.TINY, given=exchange.HEADS | {'patch.positions': 'table'})
+  assert weights.config.patch.positions == 'table'
+  assert weights.config.patch.positions_grid == (64, 8)
+  np.testing.assert_array_equal(
+      weights.params['encoder/positions'],
+      exchange.released()['pos_embed'][0])
+
+
+def test_a_typo_in_positions_of_images_is_refused(tmp_path):
+  tensors, _ = image_mae()
+  with pytest.raises(ValueError, match="Did you mean 'released'?"):
+    importer.import_weights(
+        exchange.write(tmp_path / 'mae.safetensors', tensors),
+        given=exchange.HEADS | {'patch.positions': 'relesed'})
+
+
+@pytest.mark.parametrize('images', [False, True])
+def test_a_fine_tuned_encoder_is_taken_without_its_norm(images, tmp_path):
+  tensors = goldens.under(goldens.read('finetune'), 'param/')
+  if images:
+    tensors = dict(tensors, **{
+        'patch_embed.proj.weight': np.ones((48, 3, 4, 4), np.float32),
+        'pos_embed': np.zeros((1, 197, 48), np.float32)})
+  weights = importer.import_weights(
+      exchange.write(tmp_path / 'x.safetensors', tensors), part='encoder',
+      given=exchange.HEADS)
+  assert {name.split('/')[0] for name in weights.params} == {'encoder'}
+  assert not any('encoder/norm/' in name for name in weights.params)
+  # Others could not use it: their encoders end with a norm.
+  with pytest.raises(ValueError, match='This encoder has no last norm'):
+    exporter.export_weights(weights, 'timm', tmp_path / 'y.safetensors')
+
+
+def test_raw_targets_of_hugging_face_are_read(tmp_path):
+  weights = exchange.random_weights({})
+  exporter.export_weights(weights, 'huggingface', tmp_path / 'hf')
+  config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
+  (tmp_path / 'hf' / 'config.json').write_text(
+      json.dumps(config | {'norm_pix_loss': False}))
+  tensors, _ = files.read(tmp_path / 'hf')
+  exchange.write(tmp_path / 'hf' / 'model.safetensors', tensors)  # no note
+  back = importer.import_weights(tmp_path / 'hf')
+  assert not back.config.objective.normalize_patches
+  assert back.config.model.encoder.heads == 3

@@ -18,7 +18,7 @@ FLOORS = [
     ['flops', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress'],
     ['tasks'],
     ['step', 'checkpoint'],
-    ['weights'],
+    ['weights', 'init_from'],
     ['evaluate'],
     ['bookkeeping'],
     ['train'],

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import signal
 import sys
 
 from audio_mae_jax import cli
@@ -17,8 +18,13 @@ from audio_mae_jax.convert import importer
 def main(argv=None):
   options = parser().parse_args(argv)
   cli.log_to_terminal()
+  # So that what is half written is removed.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
   try:
+    weights.check_absent(options.output)
     options.action(options)
+  except OSError as error:  # of files that the user named
+    cli.stop(error)
   except Exception as error:
     if not cli.is_users(error):
       raise

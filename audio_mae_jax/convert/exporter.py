@@ -1,5 +1,6 @@
 """Our weights -> other projects' layouts."""
 
+import dataclasses
 import json
 import logging
 
@@ -14,6 +15,9 @@ from audio_mae_jax.convert import names
 from audio_mae_jax.models import encoder as encoder_lib
 
 _log = logging.getLogger(__name__)
+
+# Windows and shifts of models_mae.py:86-99.
+_WRITTEN_IN = (((4, 4), (2, 0)), ((6, 6), (2, 0)))
 
 FORMATS = ('official', 'timm', 'huggingface', 'weights')
 
@@ -51,18 +55,21 @@ def export_weights(
     with weights_lib.writing(output) as place:
       place.mkdir()
       tensors = _cast(tensors, number)
-      files.write(place / 'model.safetensors', tensors)
+      files.write(place / 'model.safetensors', tensors, notes(weights))
       settings = {**settings, 'dtype': dtype}
       (place / 'config.json').write_text(json.dumps(settings, indent=2) + '\n')
     return tensors
   layout = names.RELEASED if format == 'official' else names.ENCODER
   tensors = _cast(tensors_of(weights, layout), number)
-  # Tensors do not show the heads; whoever imports them needs no --set.
-  _, _, heads = encoder_lib.sizes(weights.config.model.encoder)
-  files.write(output, tensors, {
-      'num_attention_heads': heads,
-      'decoder_num_attention_heads': weights.config.model.decoder.heads})
+  files.write(output, tensors, notes(weights))
   return tensors
+
+
+def notes(weights: weights_lib.Weights) -> dict:
+  """What tensors do not show, for whoever imports them here again."""
+  config = dataclasses.asdict(weights.config)
+  return {group: config[group] for group in
+          ('task', 'frontend', 'patch', 'mask', 'model', 'objective')}
 
 
 def _cast(tensors, number):
@@ -87,6 +94,21 @@ def tensors_of(
     raise ValueError(
         f'This layout has no {config.model.decoder.name} decoder, e.g. no '
         f'place for {homeless[0]}. Export the encoder alone (--part encoder).')
+  decoder = config.model.decoder
+  if 'decoder/tokens/mask_token' in weights.params and (
+      decoder.name == 'local') and layout is names.RELEASED and (
+          decoder.window, decoder.shift) not in _WRITTEN_IN:
+    _log.warning(
+        'The released code has windows (4, 4), or (6, 6) for overlapping '
+        'patches, and a shift of (2, 0) written in; with these weights, of '
+        'window %s and shift %s, it computes something else.', decoder.window,
+        decoder.shift)
+  if 'encoder/norm/scale' not in weights.params and (
+      'fc_norm/scale' not in weights.params):
+    raise ValueError(
+        'This encoder has no last norm, which the layout asks for: it is of a '
+        "classifier, which normalises what it has pooled. Export '--part all', "
+        "or '--to weights'.")
   if groups:
     _log.info('Left out, the layout has no place for it: %s.',
               ', '.join(groups))
@@ -139,19 +161,24 @@ def hugging_face_config(weights: weights_lib.Weights) -> dict:
       'architectures': ['ViTModel'], 'model_type': 'vit',
       'hidden_size': width, 'num_hidden_layers': depth,
       'num_attention_heads': heads,
-      'intermediate_size': int(width * config.model.encoder.mlp_ratio),
+      'intermediate_size': round(width * config.model.encoder.mlp_ratio),
       'hidden_act': 'gelu', 'layer_norm_eps': 1e-6, 'qkv_bias': True,
       'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0,
       'image_size': square((gt * pt, gf * pf)), 'patch_size': square((pt, pf)),
       'num_channels': 1}
   if 'decoder' in groups:
+    if gt * pt != gf * pf:
+      _log.warning(
+          "transformers' ViTMAEForPreTraining computes on square images only, "
+          'and this model is of %d x %d; its encoder alone (--part encoder) '
+          'works on any.', gt * pt, gf * pf)
     decoder = config.model.decoder
     settings |= {
         'architectures': ['ViTMAEForPreTraining'], 'model_type': 'vit_mae',
         'decoder_hidden_size': decoder.width,
         'decoder_num_hidden_layers': decoder.depth,
         'decoder_num_attention_heads': decoder.heads,
-        'decoder_intermediate_size': int(decoder.width * decoder.mlp_ratio),
+        'decoder_intermediate_size': round(decoder.width * decoder.mlp_ratio),
         'mask_ratio': config.mask.ratio,
         'norm_pix_loss': config.objective.normalize_patches}
   elif 'head' in groups:

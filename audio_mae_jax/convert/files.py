@@ -13,13 +13,17 @@ from audio_mae_jax import weights
 from audio_mae_jax.convert import torch_file
 
 FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)
+_SAFE_FLOATS = ('F32', 'F16', 'BF16')
 _INSIDE = ('model', 'state_dict', 'model_state_dict', 'module')
-_HINT = 'audio_mae_jax.'  # before names of metadata that are settings
+NOTES = 'audio_mae_jax'  # where exported files say what their model is
 _PREFIXES = ('module.', '_orig_mod.', 'model.')  # by wrappers of torch
 
 
 def read(path) -> tuple[dict[str, np.ndarray], dict]:
   """Tensors of a file or of a Hugging Face folder, and settings beside them.
+
+  Settings are a Hugging Face config.json, and under `NOTES` those that this
+  project's exports carry.
 
   Files are .safetensors or what `torch.save` wrote (.pth, .pt, .bin), told
   apart by what is in them. A state dict may lie under 'model' or the like;
@@ -36,28 +40,47 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
   if not path.exists():
     raise ValueError(f'There is no file {path}.')
   if torch_file.is_torch_file(path):
-    tensors = _state_dict(torch_file.read(path), path)
+    saved = torch_file.read(path)
+    tensors = _state_dict(saved, path)
+    notes = saved.get(NOTES)
   elif _is_safetensors(path):
-    try:
-      tensors = safetensors.numpy.load_file(path)
-      with safetensors.safe_open(path, 'np') as file:
-        noted = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-      raise ValueError(
-          f'{path} is a damaged .safetensors file ({error}): fetch it again.'
-      ) from error
-    settings = {name[len(_HINT):]: int(value) for name, value in noted.items()
-                if name.startswith(_HINT) and value.isdecimal()} | settings
+    tensors, notes = _read_safetensors(path)
   else:
     raise ValueError(
         f'{path} is neither a .safetensors file nor one that torch.save wrote, '
         'or its beginning is damaged. Fetch it again, and see that it is not a '
         'web page or a pointer to a large file.')
-  for prefix in _PREFIXES:
-    if all(name.startswith(prefix) for name in tensors):
-      tensors = {name[len(prefix):]: x for name, x in tensors.items()}
+  if isinstance(notes, str):
+    settings = settings | {NOTES: _json(notes, f'The note {NOTES!r} in {path}')}
+  while prefix := next((prefix for prefix in _PREFIXES if all(
+      name.startswith(prefix) for name in tensors)), None):
+    tensors = {name[len(prefix):]: x for name, x in tensors.items()}
   _check(tensors, path)
   return tensors, settings
+
+
+def _read_safetensors(path):
+  """The tensors of a .safetensors file, and this project's note in it."""
+  try:
+    with safetensors.safe_open(path, 'np') as file:
+      notes = (file.metadata() or {}).get(NOTES)
+      _check_types({name: file.get_slice(name).get_dtype()
+                    for name in file.keys()}, _SAFE_FLOATS, path)
+    return safetensors.numpy.load_file(path), notes
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+        f'{path} is a damaged .safetensors file ({error}): fetch it again.'
+    ) from error
+
+
+def _json(text, what) -> dict:
+  try:
+    values = json.loads(text)
+  except ValueError as error:
+    raise ValueError(f'{what} is no JSON: {error}.') from error
+  if not isinstance(values, dict):
+    raise ValueError(f'{what} should be a dict of settings, not {values!r}.')
+  return values
 
 
 def _in_folder(folder):
@@ -67,11 +90,16 @@ def _in_folder(folder):
     if (folder / name).exists():
       break
   else:
+    sharded = any(folder.glob('*.index.json'))
     raise ValueError(
-        f'{folder} holds neither {" nor ".join(names)}; give the file itself.')
+        f'{folder} holds neither {" nor ".join(names)}' + (
+            ', but several parts of it: save it again in one, with '
+            'save_pretrained(..., max_shard_size="100GB").' if sharded else
+            '; give the file itself.'))
   if not (folder / 'config.json').exists():
     return folder / name, {}
-  settings = json.loads((folder / 'config.json').read_text())
+  settings = _json((folder / 'config.json').read_text(),
+                   folder / 'config.json')
   if settings.get('kind') == weights.KIND:
     raise ValueError(
         f'{folder} holds weights of this project already; there is nothing to '
@@ -108,15 +136,12 @@ def _state_dict(saved, path):
 
 def _check(tensors, path):
   """Raises ValueError for numbers that parameters cannot be."""
-  types = {name: x.dtype for name, x in tensors.items()
-           if x.dtype not in FLOATS}
-  if types:
-    some = ', '.join(f'{name} ({kind})' for name, kind in
-                     list(types.items())[:8])
+  _check_types({name: x.dtype for name, x in tensors.items()}, FLOATS, path)
+  empty = [name for name, x in tensors.items() if not x.ndim or not x.size]
+  if empty:
     raise ValueError(
-        f'{path}: {len(types)} tensors are of another type than float32, '
-        f'float16 or bfloat16: {some}. Float64 would be rounded, and integers '
-        'are no weights: convert the file first.')
+        f'{path}: {len(empty)} tensors have no axis or no numbers, e.g. '
+        f'{empty[0]} {list(tensors[empty[0]].shape)}: these are no weights.')
   bad = [name for name, x in tensors.items()
          if not np.isfinite(x.astype(np.float32)).all()]
   if bad:
@@ -125,10 +150,20 @@ def _check(tensors, path):
         'training went wrong, or the file is damaged.')
 
 
-def write(path, tensors: dict[str, np.ndarray], hints: dict | None = None):
+def _check_types(types, allowed, path):
+  other = [f'{name} ({kind})' for name, kind in types.items()
+           if kind not in allowed]
+  if other:
+    raise ValueError(
+        f'{path}: {len(other)} tensors are of another type than float32, '
+        f'float16 or bfloat16: {", ".join(other[:8])}. Float64 would be '
+        'rounded, and others are no weights: convert the file first.')
+
+
+def write(path, tensors: dict[str, np.ndarray], notes: dict):
   """Writes .safetensors, or with torch .pth, whole or not at all.
 
-  `hints` are numbers that `read` gives back from .safetensors.
+  `notes` say what the model is; `read` gives them back.
 
   Raises:
     ValueError: the ending is another one, `path` exists, or torch is needed
@@ -141,17 +176,15 @@ def write(path, tensors: dict[str, np.ndarray], hints: dict | None = None):
         f'{path} must end in {" or ".join(writers)}; the ending says what is '
         'written.')
   with weights.writing(path) as place:
-    writers[path.suffix](place, tensors, hints or {})
+    writers[path.suffix](place, tensors, json.dumps(notes))
 
 
-def _write_safetensors(place, tensors, hints):
+def _write_safetensors(place, tensors, notes):
   # Hugging Face's loaders ask for the format.
-  weights.write_tensors(place, tensors, {'format': 'pt'} | {
-      _HINT + name: str(value) for name, value in hints.items()})
+  weights.write_tensors(place, tensors, {'format': 'pt', NOTES: notes})
 
 
-def _write_torch(place, tensors, hints):
-  del hints  # the state dict alone is what others expect
+def _write_torch(place, tensors, notes):
   try:
     import torch
   except ImportError as error:
@@ -166,4 +199,5 @@ def _write_torch(place, tensors, hints):
           x.astype(np.float32)).to(torch.bfloat16)
     return torch.from_numpy(np.array(x, order='C'))
 
-  torch.save({'model': {name: tensor(x) for name, x in tensors.items()}}, place)
+  torch.save({'model': {name: tensor(x) for name, x in tensors.items()},
+              NOTES: notes}, place)

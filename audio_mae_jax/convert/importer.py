@@ -4,6 +4,7 @@ The tensors say what the model is (`settings.py`). It is built, and then every
 tensor must be one that it has, of the right shape, and none may be missing.
 """
 
+import dataclasses
 import pathlib
 import re
 
@@ -45,23 +46,30 @@ def import_weights(
   config_lib.lookup(dict.fromkeys(weights_lib.PARTS), part, 'part')
   given = settings.parse(given or {})
   tensors, hints = files.read(path)
+  try:
+    return _import(path, tensors, hints, format, given, part)
+  except ValueError as error:
+    if str(path) in str(error):
+      raise
+    raise ValueError(f'{path}: {error}') from error
+
+
+def _import(path, tensors, hints, format, given, part):
+  """`import_weights` of what was read."""
   format = format or recognize(tensors)
   layout = config_lib.lookup(FORMATS, format, 'format')
   tensors = {layout.canonical(name): x for name, x in tensors.items()}
   tensors = {name: x for name, x in tensors.items()
              if not any(re.fullmatch(p, name) for p in layout.ignored)}
-  kernel = _kernel(layout, tensors)
   tables = {part: _table(name, tensors.pop(name))
             for name, part in layout.positions.items() if name in tensors}
+  kernel = _kernel(layout, tensors)
   if kernel is None or 'encoder' not in tables or not any(
       layout.name_here(name) == 'encoder/cls_token' for name in tensors):
-    some = ', '.join(list(tensors)[:6])
-    raise ValueError(
-        f'{path} has {len(tensors)} tensors ({some}, ...), and among them no '
-        'patch embedding, class token and positions of a vision transformer '
-        f'in the layout {format!r}. Known: {", ".join(FORMATS)}.')
-  size = kernel.shape[2:]
-  colours = kernel.shape[1] > 1
+    raise ValueError(_unknown(path, format, tensors))
+  size, colours = kernel.shape[2:], kernel.shape[1] > 1
+  # A classifier that pools patches has no last norm of the encoder.
+  pooled = any(layout.name_here(name) == 'fc_norm/scale' for name in tensors)
   if colours or part == 'encoder':
     # What comes after the encoder of a model of images is about colours, or
     # about classes of images.
@@ -76,23 +84,34 @@ def import_weights(
         f'{path} is no model of images: its patches have one channel. Leave '
         '--from out, or give official or timm.')
   else:
-    patch = positions.recognize(
-        tables, size, given.get('frontend.num_mel_bins'),
-        given.get('patch.stride'))
+    patch = positions.find(tables, size, settings.noted(hints), given)
   params = _convert(layout, tensors)
   if patch.positions == 'table':
     params |= {names.TABLES[part]: x for part, x in tables.items()}
   config = settings.infer(
       {name: x.shape for name, x in params.items()}, size, patch, hints, given)
-  tensors |= {name: tables[part][None] for name, part in
-              layout.positions.items() if part in tables}
-  _check(path, format, layout, tensors, params, config)
-  source = pathlib.Path(path)
+  _check(path, format, layout, tensors, tables, params, config, pooled)
   return weights_lib.Weights(
       {name: np.asarray(x, np.float32) for name, x in params.items()}, config,
-      {'format': format, 'file': source.name,
-       'sha256': weights_lib.sha256(source) if source.is_file() else None},
+      _source(path, format),
       {} if patch.positions == 'table' else tables)
+
+
+def _unknown(path, format, tensors):
+  names_ = list(tensors)
+  first = names_[0].split('.')[0]
+  common = (f" All begin with '{first}.'." if len(names_) > 1 and all(
+      name.startswith(f'{first}.') for name in names_) else '')
+  return (f'{path} has {len(tensors)} tensors ({", ".join(names_[:6])}, ...), '
+          'and among them no patch embedding, class token and positions of a '
+          f'vision transformer in the layout {format!r}. Known: '
+          f'{", ".join(FORMATS)}.{common}')
+
+
+def _source(path, format):
+  path = pathlib.Path(path)
+  return {'format': format, 'file': path.name,
+          'sha256': weights_lib.sha256(path) if path.is_file() else None}
 
 
 def recognize(tensors: dict) -> str:
@@ -132,8 +151,14 @@ def _image_positions(table, size, given):
   patch.positions='released' does it as released: to the transposed grid.
   """
   default = config_lib.Frontend()
-  grid = tuple(given.get(f'frontend.{field}', getattr(default, field)) // pixels
-               for field, pixels in zip(('num_frames', 'num_mel_bins'), size))
+  shape = [given.get(f'frontend.{field}', getattr(default, field))
+           for field in ('num_frames', 'num_mel_bins')]
+  grid = tuple(length // pixels for length, pixels in zip(shape, size))
+  if not all(grid):
+    raise ValueError(
+        f'A spectrogram of {shape[0]} frames x {shape[1]} mel bins has no room '
+        f'for patches of {size[0]} x {size[1]}; set frontend.num_frames and '
+        'frontend.num_mel_bins.')
   turned = given.pop('patch.positions', None) == 'released'
   patch = config_lib.Patch(
       positions='table', positions_grid=grid, positions_stride=size)
@@ -163,19 +188,28 @@ def _convert(layout, tensors):
   return params
 
 
-def _check(path, format, layout, tensors, params, config):
+def _check(path, format, layout, tensors, tables, params, config, pooled):
   """Raises ValueError unless the tensors are those of the model of `config`."""
-  decodes = any(name.startswith('decoder/') for name in params)
+  groups = {name.split('/')[0] for name in params}
+  # What is left of the encoder alone may be of any task.
+  task = 'pretrain' if groups == {'encoder'} else config.task
   wanted = {
-      name: leaf.shape for name, leaf in weights_lib.shapes(config).items()
-      if decodes or config.task != 'pretrain' or name.startswith('encoder/')}
-  theirs, _ = names.expected(layout, wanted, config.patch)
+      name: leaf.shape for name, leaf in weights_lib.shapes(
+          dataclasses.replace(config, task=task)).items()
+      if groups != {'encoder'} or name.startswith('encoder/') and not (
+          pooled and name.startswith('encoder/norm/'))}
+  theirs, rest = names.expected(layout, wanted, config.patch)
+  found = {name: x.shape for name, x in tensors.items()}
   gt, gf = config.patch.positions_grid
   for name, part in layout.positions.items():
     if names.TOKENS[part] in wanted:
-      theirs[name] = (1, 1 + gt * gf, *wanted[names.TOKENS[part]])
-  wrong = compare.differences(
-      theirs, {name: x.shape for name, x in tensors.items()})
+      count = len(tables[part]) if part in tables else 1 + gt * gf
+      theirs[name] = (1, count, *wanted[names.TOKENS[part]])
+    if part in tables:
+      found[name] = (1, *tables[part].shape)
+  theirs |= {name: wanted[name] for name in rest}
+  found |= {name: params[name].shape for name in rest if name in params}
+  wrong = compare.differences(theirs, found)
   if wrong:
     cause = compare.likely_cause(
         wanted, {name: x.shape for name, x in params.items()})

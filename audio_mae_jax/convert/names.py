@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import weights
 
 
 class Transform(NamedTuple):
@@ -113,7 +114,7 @@ class Layout(NamedTuple):
     """Our parameter that their tensor is (a part of); None if it is none."""
     for rule in self.rules:
       for name in rule.theirs:
-        pattern = re.escape(name).replace(r'\{i\}', r'(\d+)')
+        pattern = re.escape(name).replace(r'\{i\}', r'(\d{1,4})')
         match = re.fullmatch(pattern, theirs)
         if match:
           number = f'{int(match[1]):02d}' if match.groups() else ''
@@ -181,10 +182,8 @@ HUGGINGFACE = Layout(
 
 # Of each part that has positions: the token of its width, and the parameter
 # that its positions are where no formula gives them.
-TOKENS = {'encoder': 'encoder/cls_token',
-          'decoder': 'decoder/tokens/mask_token'}
-TABLES = {'encoder': 'encoder/positions',
-          'decoder': 'decoder/tokens/positions'}
+TOKENS = {token.split('/')[0]: token for token in weights.TABLES}
+TABLES = {table.split('/')[0]: table for table in weights.TABLES.values()}
 
 
 def to_ours(layout: Layout, ours: str, tensors: dict) -> np.ndarray:

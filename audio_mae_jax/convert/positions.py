@@ -1,6 +1,7 @@
 """Position tables of other projects: which places they are for, and in what
 order."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -12,25 +13,60 @@ BINS = 128  # mel bins of every released model
 OVERLAP = (10, 10)  # the other stride that there are models of
 
 
-def recognize(
-    tables: dict[str, np.ndarray], size: tuple[int, int],
-    bins: int | None = None, stride: tuple[int, int] | None = None
-) -> config_lib.Patch:
+def find(tables: dict[str, np.ndarray], size: tuple[int, int],
+         known: config_lib.Config | None, given: dict) -> config_lib.Patch:
   """The settings whose positions these tables are.
 
   Args:
     tables: [1 + N, D] of encoder and, if any, decoder.
     size: of a patch, in (frames, bins).
-    bins: mel bins of the spectrogram, if they are known; else 128 is tried
-      first, then grids that are longer in time.
-    stride: of the patches, if it is known; else `size` and 10 are tried.
+    known: settings that the file carries, if it does.
+    given: settings by dotted name; patch.positions='table' takes the codes as
+      they are.
 
   Returns:
-    Settings with `positions` (a layout by formula, or 'table'),
-    `positions_grid` and `positions_stride`.
+    Settings with `positions`, `positions_grid` and `positions_stride`.
 
   Raises:
-    ValueError: N patches cannot be a grid of `bins`, or are another one.
+    ValueError: the tables are not of what is given, or may be any grid's.
+  """
+  layout = given.get('patch.positions')
+  if known is not None:
+    patch = _of_settings(tables, known)
+  else:
+    patch = recognize(
+        tables, size, given.get('frontend.num_mel_bins'),
+        given.get('patch.stride'), as_table=layout == 'table')
+  if layout not in (None, patch.positions):
+    raise ValueError(
+        f'These positions are {patch.positions!r}, and given was '
+        f"patch.positions={layout!r}; leave it out, or give 'table' to take "
+        'the codes as they are.')
+  return patch
+
+
+def _of_settings(tables, config):
+  """The positions of `config` if the tables are those, else a table."""
+  grid = patches_lib.grid_of(
+      (config.frontend.num_frames, config.frontend.num_mel_bins), config.patch)
+  if config.patch.positions != 'table' and all(
+      _close(table, patches_lib.position_table(
+          grid, table.shape[1], config.patch)) for table in tables.values()):
+    return config.patch
+  return dataclasses.replace(
+      config.patch, positions='table', positions_grid=grid,
+      positions_stride=patches_lib.resolve_stride(config.patch))
+
+
+def recognize(
+    tables: dict[str, np.ndarray], size: tuple[int, int],
+    bins: int | None = None, stride: tuple[int, int] | None = None,
+    as_table: bool = False) -> config_lib.Patch:
+  """`find` without settings: by comparison with the tables that are known.
+
+  `bins` of the spectrogram are 128 or, failing that, whatever is longer in
+  time; the stride is the patch's size or 10. With `as_table` formulas are
+  tried only to know the grid.
   """
   count = len(tables['encoder']) - 1
   candidates = _grids(count, size, bins, stride)
@@ -40,25 +76,34 @@ def recognize(
         f'{size[1]} bins'
         + (f' over {bins} mel bins' if bins else '')
         + '; set frontend.num_mel_bins and patch.stride to what they are.')
-  if found := _of_all(tables, candidates):
+  found = _of_all(tables, candidates)
+  if found is None and not as_table:
+    _check_no_other(tables, size, bins, stride)
+  if found is not None and not as_table:
     return found
-  if found := _of_all(tables, _grids(count, size, None, None)):
-    gt, gf = found.positions_grid
-    raise ValueError(
-        f'These are the positions of {gt} x {gf} patches (time x mel) at '
-        f'stride {found.positions_stride}, over {_bins(found)} mel bins; '
-        f'given were frontend.num_mel_bins={bins} and patch.stride={stride}. '
-        'Leave them out.')
   # Of no formula: learnt, or of another project. One of the two may tell.
-  likely = next((found for part in tables if (
-      found := _of_all({part: tables[part]}, candidates))), candidates[0])
-  if likely == candidates[0] and _bins(likely) != (bins or BINS):
+  likely = found or next((patch for part in tables if (
+      patch := _of_all({part: tables[part]}, candidates))), candidates[0])
+  if likely is candidates[0] and _bins(likely) != (bins or BINS):
     raise ValueError(
         f'{count} positions that follow no known formula may be any grid of '
         'patches; set frontend.num_mel_bins and patch.stride.')
   return config_lib.Patch(
       positions='table', positions_grid=likely.positions_grid,
       positions_stride=likely.positions_stride)
+
+
+def _check_no_other(tables, size, bins, stride):
+  """Raises ValueError if the tables are those of another grid than is given."""
+  found = _of_all(tables, _grids(len(tables['encoder']) - 1, size, None, None))
+  if found is not None:
+    gt, gf = found.positions_grid
+    raise ValueError(
+        f'These are the positions of {gt} x {gf} patches (time x mel) at '
+        f'stride {found.positions_stride}, over {_bins(found)} mel bins; '
+        f'given were frontend.num_mel_bins={bins} and patch.stride={stride}. '
+        "Leave them out, or give patch.positions='table' as well, to take the "
+        'codes as they are.')
 
 
 def _of_all(tables, candidates):
@@ -94,13 +139,17 @@ def _bins(patch):
 
 
 def _equal(table, patch):
-  formula = patches_lib.position_table(
+  return _close(table, patches_lib.position_table(
       patch.positions_grid, table.shape[1], config_lib.Patch(
-          positions=patch.positions))
+          positions=patch.positions)))
+
+
+def _close(table, formula):
   # Sines differ in the last place between libraries; neighbouring codes differ
   # by far more than a half-precision file has rounded.
   precision = 2.0 ** -7 if table.dtype.itemsize == 2 else 1e-6
-  return np.abs(table.astype(np.float32) - formula).max() <= precision
+  return table.shape == formula.shape and (
+      np.abs(table.astype(np.float32) - formula).max() <= precision)
 
 
 def resize(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What the model is, from its tensors.
 
-Their names tell its parts, their shapes its sizes, their positions its grid.
-Only the number of heads leaves no trace: it is that of the known width, or of
-the file's own settings, or must be given.
+Exports of this project carry their settings. Of other files, names tell the
+parts of the model, shapes its sizes, positions its grid; the number of heads is
+that of the known width, or of the file's own settings, or must be given.
 """
 
 import ast
@@ -11,6 +11,7 @@ import re
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import patches as patches_lib
+from audio_mae_jax.convert import files
 from audio_mae_jax.convert import positions
 from audio_mae_jax.models import encoder as encoder_lib
 
@@ -18,13 +19,54 @@ _DECODER_HEADS = {512: 16}  # by width, of every released model
 
 
 def parse(given: dict) -> dict:
-  """Settings by dotted name; values from a command line are text."""
+  """Settings by dotted name, checked; values from a command line are text.
+
+  Raises:
+    ValueError: a name is no setting, or a value of another type.
+  """
   def value_of(value):
     try:
       return ast.literal_eval(value) if isinstance(value, str) else value
     except (ValueError, SyntaxError):
       return value
-  return {name: value_of(value) for name, value in given.items()}
+  values = {name: value_of(value) for name, value in given.items()}
+  config = _with(config_lib.Config(), values)
+  config_lib.lookup(
+      patches_lib.POSITIONS, config.patch.positions, 'patch.positions')
+  config = dataclasses.asdict(config)
+
+  def lookup(name):
+    node = config
+    for part in name.split('.'):
+      node = node[part]
+    return node
+  return {name: lookup(name) for name in values}
+
+
+def _with(config: config_lib.Config, flat: dict) -> config_lib.Config:
+  """`config` with settings by dotted name."""
+  values = dataclasses.asdict(config)
+  for name, value in flat.items():
+    *path, last = name.split('.')
+    node = values
+    for part in path:
+      node = node.setdefault(part, {})
+      if not isinstance(node, dict):
+        raise ValueError(f'{name} is not a setting: {part} is no group.')
+    node[last] = value
+  return config_lib.typed(values)
+
+
+def noted(hints: dict) -> config_lib.Config | None:
+  """The settings that an export of this project carries, or None."""
+  if files.NOTES not in hints:
+    return None
+  try:
+    return config_lib.typed(hints[files.NOTES])
+  except ValueError as error:
+    raise ValueError(
+        f'The note {files.NOTES!r} in the file is of another version: {error}'
+    ) from error
 
 
 def infer(shapes: dict, size, patch: config_lib.Patch, hints: dict,
@@ -35,12 +77,19 @@ def infer(shapes: dict, size, patch: config_lib.Patch, hints: dict,
     shapes: of parameters, by our names.
     size: of a patch, in (frames, bins).
     patch: whose positions the model has.
-    hints: a Hugging Face config.json, or {}.
+    hints: from `files.read`.
     given: by dotted name; they come first.
 
   Raises:
-    ValueError: a setting is unknown, or heads cannot be known.
+    ValueError: a setting is unknown, heads cannot be known, or the model does
+      what ours cannot.
   """
+  if hints.get('hidden_act', 'gelu') != 'gelu':
+    raise ValueError(
+        f"The model's activation is {hints['hidden_act']!r}, and models here "
+        "have 'gelu' only.")
+  if known := noted(hints):
+    return _with(dataclasses.replace(known, patch=patch), given)
   found = {**_patches(size, patch), **_encoder(shapes, hints)}
   if 'decoder/tokens/mask_token' in shapes:
     found |= _decoder(shapes, hints, patch.positions_stride != size)
@@ -60,14 +109,7 @@ def infer(shapes: dict, size, patch: config_lib.Patch, hints: dict,
           f'Tensors do not show the number of heads, and a width of '
           f'{found[f"model.{part}.width"]} is none of a known {part}: give it, '
           f'with --set model.{part}.heads=H.')
-  values = dataclasses.asdict(config_lib.Config())
-  for name, value in found.items():
-    *path, last = name.split('.')
-    node = values
-    for part in path:
-      node = node.setdefault(part, {})
-    node[last] = value
-  return config_lib.typed(values)
+  return _with(config_lib.Config(), found)
 
 
 def _patches(size, patch):
@@ -75,8 +117,10 @@ def _patches(size, patch):
   overlap = patch.positions_stride != size
   lengths = [patches_lib.covered(*axis) for axis in
              zip(patch.positions_grid, size, patch.positions_stride)]
-  if overlap:  # a rest of less than a stride was not covered
-    lengths = [length + -length % positions.BINS for length in lengths]
+  if overlap:  # a rest of less than a stride may not be covered
+    lengths = [length + rest if (rest := -length % positions.BINS) < step
+               else length
+               for length, step in zip(lengths, patch.positions_stride)]
   return {
       'patch.size': size,
       'patch.stride': patch.positions_stride if overlap else (0, 0),
@@ -90,15 +134,15 @@ def _encoder(shapes, hints):
   width = shapes['encoder/cls_token'][0]
   depth = _blocks(shapes, 'encoder')
   ratio = _mlp_ratio(shapes, 'encoder', width)
+  by_width = {sizes[0]: sizes[2] for sizes in encoder_lib.VARIANTS.values()}
+  heads = hints.get('num_attention_heads', by_width.get(width, 0))
   for variant, sizes in encoder_lib.VARIANTS.items():
-    if sizes[:2] == (width, depth):
+    if sizes == (width, depth, heads):
       return {'model.encoder.variant': variant,
               'model.encoder.mlp_ratio': ratio}
-  heads = {sizes[0]: sizes[2] for sizes in encoder_lib.VARIANTS.values()}
   return {
       'model.encoder.width': width, 'model.encoder.depth': depth,
-      'model.encoder.heads': hints.get(
-          'num_attention_heads', heads.get(width, 0)),
+      'model.encoder.heads': heads,
       'model.encoder.mlp_ratio': ratio}
 
 
@@ -126,9 +170,11 @@ def _decoder(shapes, hints, overlap):
 
 
 def _blocks(shapes, part):
-  """Blocks up to the last that has a tensor."""
-  numbers = (re.match(rf'{part}/blocks/(\d+)/', name) for name in shapes)
-  return 1 + max((int(match[1]) for match in numbers if match), default=-1)
+  """Blocks up to the last that has a tensor, if most of them have one."""
+  found = (re.match(rf'{part}/blocks/(\d+)/', name) for name in shapes)
+  numbers = {int(match[1]) for match in found if match}
+  last = max(numbers, default=-1) + 1
+  return last if last <= 2 * len(numbers) else len(numbers)
 
 
 def _mlp_ratio(shapes, part, width):

@@ -26,7 +26,6 @@ class Classifier(nn.Module):
   encoder: nn.Module
   num_classes: int
   pool: str
-  dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, patches, grid, keep_ids=None, *, train=False):
@@ -55,5 +54,4 @@ def make(config: config_lib.Config) -> Classifier:
         'of classes, or 0 for embeddings.')
   return Classifier(
       encoder=encoder_lib.make(config, settings.pool == 'class_token'),
-      num_classes=settings.num_classes, pool=settings.pool,
-      dtype=jnp.dtype(config.model.dtype))
+      num_classes=settings.num_classes, pool=settings.pool)

@@ -27,7 +27,7 @@ def sizes(encoder: config_lib.Encoder) -> tuple[int, int, int]:
 
 
 def check_heads(width: int, heads: int, where: str):
-  if width % heads or width % 4:
+  if heads < 1 or width < 4 or width % heads or width % 4:
     raise ValueError(
         f'{where}.width={width} is not a multiple of heads={heads} and of 4; '
         'attention splits it into heads, positions into 4 parts.')

@@ -106,7 +106,7 @@ class Block(nn.Module):
     del train  # nothing in it is random
     x = x + Attention(self.heads, self.dtype, name='attn')(
         layer_norm(self.dtype, 'norm1')(x))
-    return x + Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')(
+    return x + Mlp(round(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')(
         layer_norm(self.dtype, 'norm2')(x))
 
 

@@ -155,7 +155,7 @@ class WindowBlock(nn.Module):
         self.bias_dropout, self.dtype, name='attn')
     x = x + layers.layer_norm(self.dtype, 'norm1')(self.attend(h, x, train))
     mlp = layers.Mlp(
-        int(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')
+        round(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')
     return x + layers.layer_norm(self.dtype, 'norm2')(mlp(x))
 
   def attend(self, attention, x, train):
