@@ -18,8 +18,6 @@ from audio_mae_jax.convert import importer
 def main(argv=None):
   options = parser().parse_args(argv)
   cli.log_to_terminal()
-  # So that what is half written is removed.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
   try:
     weights.check_absent(options.output)
     options.action(options)
@@ -105,4 +103,6 @@ def _describe(found):
 
 
 if __name__ == '__main__':
+  # So that what is half written is removed.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
   main(sys.argv[1:])

@@ -42,6 +42,7 @@ def export_weights(
     ValueError: the layout has no place for these weights, or `output` exists.
   """
   config_lib.lookup(dict.fromkeys(FORMATS), format, 'format')
+  weights_lib.check_absent(output)
   weights = weights.part(part)
   if format == 'weights':
     weights_lib.save(output, weights, dtype)
