@@ -275,6 +275,16 @@ def test_positions_are_recognised_from_half_precision():
       assert patch.positions_stride == stride
 
 
+def test_positions_that_were_trained_further_are_a_table():
+  table = patches.position_table(
+      (64, 8), 96, config_lib.Patch(positions='released'))
+  noise = np.random.default_rng(0).normal(0, 1e-3, table.shape)
+  patch = positions.recognize(
+      {'encoder': (table + noise).astype(np.float32)}, (16, 16))
+  assert patch.positions == 'table'
+  assert patch.positions_grid == (64, 8)
+
+
 def not_a_file(tmp_path):
   return tmp_path / 'nothing.pth', 'There is no file'
 

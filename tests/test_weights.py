@@ -57,6 +57,12 @@ def test_weights_come_back_as_they_were(dtype, part, tmp_path):
       'config.json', 'model.safetensors'}
 
 
+def test_the_place_of_positions_is_written_out():
+  patch = of({'patch.stride': (4, 10)}).config.patch
+  assert patch.positions_grid == (15, 12)
+  assert patch.positions_stride == (4, 10)
+
+
 def test_a_compact_folder_is_as_small_as_its_numbers(tmp_path):
   want = of()
   weights.save(tmp_path / 'w', want, 'bfloat16')
