@@ -4,6 +4,7 @@ The tensors say what the model is (`settings.py`). It is built, and then every
 tensor must be one that it has, of the right shape, and none may be missing.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -181,10 +182,9 @@ def _convert(layout, tensors):
     ours = layout.name_here(name)
     if ours is not None and ours not in params and all(
         part in tensors for part in layout.find(ours)[0]):
-      try:
+      # Shapes that do not go together are told of by `_check`.
+      with contextlib.suppress(ValueError):
         params[ours] = names.to_ours(layout, ours, tensors)
-      except ValueError:  # of shapes that do not go together: `_check` tells
-        pass
   return params
 
 
