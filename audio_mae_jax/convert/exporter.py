@@ -142,18 +142,7 @@ def hugging_face_config(weights: weights_lib.Weights) -> dict:
   """
   config, params = weights.config, weights.params
   groups = {name.split('/')[0] for name in params}
-  if patches_lib.resolve_stride(config.patch) != config.patch.size:
-    raise ValueError(
-        "Hugging Face's models have no overlapping patches (patch.stride="
-        f'{config.patch.stride}); export to timm or official.')
-  if 'fc_norm' in groups:
-    raise ValueError(
-        "Hugging Face's ViT has no classifier that averages patches and then "
-        'normalises; export to timm, which has.')
-  if 'decoder' in groups and config.model.decoder.name != 'global':
-    raise ValueError(
-        f'Hugging Face has no {config.model.decoder.name} decoder, only the '
-        'global one. Export the encoder alone (--part encoder).')
+  _check_hugging_face(config, groups)
   width, depth, heads = encoder_lib.sizes(config.model.encoder)
   gt, gf = weights_lib.grid_of(config)
   pt, pf = config.patch.size
@@ -189,3 +178,19 @@ def hugging_face_config(weights: weights_lib.Weights) -> dict:
         'id2label': {str(i): f'LABEL_{i}' for i in range(classes)},
         'label2id': {f'LABEL_{i}': i for i in range(classes)}}
   return settings
+
+
+def _check_hugging_face(config, groups):
+  """Raises ValueError for a model that Hugging Face has not."""
+  if patches_lib.resolve_stride(config.patch) != config.patch.size:
+    raise ValueError(
+        "Hugging Face's models have no overlapping patches (patch.stride="
+        f'{config.patch.stride}); export to timm or official.')
+  if 'fc_norm' in groups:
+    raise ValueError(
+        "Hugging Face's ViT has no classifier that averages patches and then "
+        'normalises; export to timm, which has.')
+  if 'decoder' in groups and config.model.decoder.name != 'global':
+    raise ValueError(
+        f'Hugging Face has no {config.model.decoder.name} decoder, only the '
+        'global one. Export the encoder alone (--part encoder).')
