@@ -9,6 +9,12 @@ from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.convert import torch_file
 
 TINY = goldens.FOLDER / 'ckpt_pretrain_tiny.pth'
+GLOBAL = tiny.GLOBAL | {'frontend.num_frames': 256}
+RUN = {  # a short one, of tiny.MODEL
+    'data.train.name': 'synthetic', 'data.train.num_clips': 16,
+    'data.clip_s': 0.65, 'train.batch_size': 8, 'train.steps': 2,
+    'optimizer.warmup_epochs': 0.0, 'log.progress': False,
+    'log.tensorboard': False, 'log.picture_every_steps': -1}
 HEADS = {'model.encoder.heads': 3}  # the one thing that tensors do not show
 
 
@@ -30,10 +36,10 @@ def assert_same_bits(got: dict, want: dict):
     np.testing.assert_array_equal(got[name], array, err_msg=name)
 
 
-def random_weights(overrides, base=tiny.GLOBAL, seed=0):
-  config = tiny.config(base, {'frontend.num_frames': 256} | overrides)
-  rng = np.random.default_rng(seed)
+def random_weights(overrides=None, base=GLOBAL) -> weights_lib.Weights:
+  config = tiny.config(base, overrides)
+  rng = np.random.default_rng(0)
   return weights_lib.Weights(
       {name: rng.normal(size=leaf.shape).astype(np.float32)
        for name, leaf in weights_lib.shapes(config).items()},
-      weights_lib.with_positions(config), {})
+      weights_lib.with_positions(config), {'format': 'test'})

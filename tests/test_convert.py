@@ -401,7 +401,7 @@ def test_the_command_imports_and_exports(tmp_path, capsys):
 
 def test_others_can_read_what_is_written(tmp_path):
   (tmp_path / 'new').touch()
-  weights = exchange.random_weights({})
+  weights = exchange.random_weights()
   exporter.export_weights(weights, 'official', tmp_path / 'x.safetensors')
   exporter.export_weights(weights, 'weights', tmp_path / 'w')
   for path in ('x.safetensors', 'w/model.safetensors', 'w/config.json'):
@@ -416,7 +416,7 @@ def test_a_wrong_output_is_refused(output, message, tmp_path):
   (tmp_path / 'exists.safetensors').touch()
   with pytest.raises(ValueError, match=re.escape(message)):
     exporter.export_weights(
-        exchange.random_weights({}), 'official', tmp_path / output)
+        exchange.random_weights(), 'official', tmp_path / output)
 
 
 def test_a_setting_must_have_a_value(capsys):
@@ -429,14 +429,14 @@ def test_pth_needs_torch(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   with pytest.raises(ValueError, match='a .safetensors file does not'):
     exporter.export_weights(
-        exchange.random_weights({}), 'official', tmp_path / 'x.pth')
+        exchange.random_weights(), 'official', tmp_path / 'x.pth')
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_pth_is_what_torch_reads(dtype, tmp_path):
   torch = pytest.importorskip('torch')
-  weights = exchange.random_weights({})
+  weights = exchange.random_weights()
   exporter.export_weights(
       weights, 'official', tmp_path / 'x.pth', dtype=dtype)
   exporter.export_weights(

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 import reference
-import tiny
 
 from audio_mae_jax import losses
 from audio_mae_jax import masking
@@ -31,9 +30,9 @@ transformers = pytest.importorskip('transformers')
 SHAPE = (256, 128)  # 16 x 8 patches
 
 
-def small(overrides=None, base=tiny.GLOBAL):
+def small(overrides=None):
   """Weights at a scale at which activations stay of order one."""
-  weights = exchange.random_weights(overrides or {}, base)
+  weights = exchange.random_weights(overrides)
   return dataclasses.replace(weights, params={
       name: x * np.float32(0.1 if x.ndim > 1 else 0.3)
       + np.float32(name.endswith('scale'))

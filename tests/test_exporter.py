@@ -30,7 +30,7 @@ HF_DECODER = ['decoder.mask_token', 'decoder.decoder_pos_embed',
 
 
 def test_hugging_face_gets_a_global_model_and_gives_it_back(tmp_path):
-  weights = exchange.random_weights({})
+  weights = exchange.random_weights()
   folder = tmp_path / 'hf'
   exporter.export_weights(weights, 'huggingface', folder)
   tensors, settings = files.read(folder)
@@ -80,7 +80,7 @@ def test_hugging_face_gets_a_classifier_of_the_class_token(tmp_path):
 
 @pytest.mark.parametrize('spelling', ['in memory', 'as written by 5.23'])
 def test_all_spellings_of_hugging_face_are_read(spelling, tmp_path):
-  weights = exchange.random_weights({})
+  weights = exchange.random_weights()
   exporter.export_weights(weights, 'huggingface', tmp_path / 'hf')
   tensors, _ = files.read(tmp_path / 'hf')
 

@@ -402,7 +402,7 @@ def an_empty_folder(tmp_path):
 
 
 def our_weights(tmp_path):
-  weights_lib.save(tmp_path / 'ours', exchange.random_weights({}))
+  weights_lib.save(tmp_path / 'ours', exchange.random_weights())
   return tmp_path / 'ours', 'holds weights of this project already'
 
 
@@ -489,7 +489,7 @@ def test_a_fine_tuned_encoder_is_taken_without_its_norm(images, tmp_path):
 
 
 def test_raw_targets_of_hugging_face_are_read(tmp_path):
-  weights = exchange.random_weights({})
+  weights = exchange.random_weights()
   exporter.export_weights(weights, 'huggingface', tmp_path / 'hf')
   config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
   (tmp_path / 'hf' / 'config.json').write_text(

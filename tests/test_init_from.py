@@ -1,8 +1,10 @@
 """Starting from weights: what fits, what travels, what is refused."""
 
+import functools
 import logging
 import re
 
+import exchange
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,30 +21,12 @@ from audio_mae_jax import trees
 from audio_mae_jax import weights
 from audio_mae_jax.models import encoder
 
-RUN = {
-    'data.train.name': 'synthetic', 'data.train.num_clips': 16,
-    'data.clip_s': 0.65, 'train.batch_size': 8, 'train.steps': 2,
-    'optimizer.warmup_epochs': 0.0, 'log.progress': False,
-    'log.tensorboard': False, 'log.picture_every_steps': -1}
+of = functools.partial(exchange.random_weights, base=tiny.MODEL)
 
 
-def of(overrides=None, base=tiny.MODEL, seed=0):
-  config = tiny.config(base, overrides)
-  rng = np.random.default_rng(seed)
-  return weights.Weights(
-      {name: rng.normal(size=leaf.shape).astype(np.float32)
-       for name, leaf in weights.shapes(config).items()},
-      weights.with_positions(config), {'format': 'test'})
-
-
-def assert_equal(got, want):
-  assert got.keys() == want.keys()
-  for name in want:
-    np.testing.assert_array_equal(got[name], want[name], err_msg=name)
-
-
-def config_from(folder, overrides=None, base=tiny.MODEL):
-  return tiny.config(base, RUN | {'init_from': str(folder)} | (overrides or {}))
+def config_from(folder, overrides=None):
+  return tiny.config(tiny.MODEL, exchange.RUN | {
+      'init_from': str(folder)} | (overrides or {}))
 
 
 @pytest.fixture
@@ -58,7 +42,7 @@ def test_a_run_starts_from_the_weights(saved, tmp_path):
       'mesh.fsdp': 2})
   state = train.train(config, jax.devices()[:2])
   want = weights.load(saved).params
-  assert_equal(trees.flatten(jax.device_get(state.params)), want)
+  exchange.assert_same_bits(trees.flatten(jax.device_get(state.params)), want)
   for name, x in trees.flatten(jax.device_get(state.ema)).items():
     np.testing.assert_allclose(x, want[name], rtol=1e-6)
   # What it was started from is on record, with its positions.
@@ -76,7 +60,7 @@ def test_a_run_goes_on_without_the_weights_it_started_from(saved, tmp_path):
   shutil.rmtree(tmp_path / 'parts' / 'checkpoints' / '2')
   shutil.rmtree(saved)
   again = train.train(config_from(saved, parts), jax.devices()[:1])
-  assert_equal(trees.flatten(jax.device_get(again.params)),
+  exchange.assert_same_bits(trees.flatten(jax.device_get(again.params)),
                trees.flatten(jax.device_get(whole.params)))
 
 

@@ -1,9 +1,11 @@
 """Weights as they are saved and loaded, and those of a run."""
 
 import dataclasses
+import functools
 import json
 import re
 
+import exchange
 import jax
 import ml_dtypes
 import numpy as np
@@ -14,26 +16,7 @@ from audio_mae_jax import train
 from audio_mae_jax import trees
 from audio_mae_jax import weights
 
-RUN = {
-    'data.train.name': 'synthetic', 'data.train.num_clips': 16,
-    'data.clip_s': 0.65, 'train.batch_size': 8, 'train.steps': 2,
-    'optimizer.warmup_epochs': 0.0, 'log.progress': False,
-    'log.tensorboard': False, 'log.picture_every_steps': -1}
-
-
-def of(overrides=None, base=tiny.MODEL, seed=0):
-  config = tiny.config(base, overrides)
-  rng = np.random.default_rng(seed)
-  return weights.Weights(
-      {name: rng.normal(size=leaf.shape).astype(np.float32)
-       for name, leaf in weights.shapes(config).items()},
-      weights.with_positions(config), {'format': 'test'})
-
-
-def assert_equal(got, want):
-  assert got.keys() == want.keys()
-  for name in want:
-    np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+of = functools.partial(exchange.random_weights, base=tiny.MODEL)
 
 
 # -- the folder ----------------------------------------------------------------
@@ -48,9 +31,9 @@ def test_weights_come_back_as_they_were(dtype, part, tmp_path):
   weights.save(tmp_path / 'w', want, dtype)
   got = weights.load(tmp_path / 'w')
   kind = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}[dtype]
-  assert_equal(got.params, {
+  exchange.assert_same_bits(got.params, {
       name: x.astype(kind) for name, x in want.params.items()})
-  assert_equal(got.tables, want.tables)
+  exchange.assert_same_bits(got.tables, want.tables)
   assert got.config == want.config and got.source == want.source
   assert weights.load_config(tmp_path / 'w') == want.config
   assert {path.name for path in (tmp_path / 'w').iterdir()} == {
@@ -135,7 +118,7 @@ def test_unknown_choices_are_refused(call, message, tmp_path):
 def run(tmp_path_factory):
   """(work directory, last state) of a short run with averaged weights."""
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
-  config = tiny.config(tiny.MODEL, RUN | {
+  config = tiny.config(tiny.MODEL, exchange.RUN | {
       'workdir': str(workdir), 'optimizer.ema_decay': 0.5,
       'checkpoint.every_steps': 1})
   state = train.train(config, jax.devices()[:1])
@@ -145,7 +128,7 @@ def run(tmp_path_factory):
 def test_a_run_gives_its_averaged_weights(run):
   workdir, state = run
   got = weights.load(workdir)
-  assert_equal(got.params, trees.flatten(state.ema))
+  exchange.assert_same_bits(got.params, trees.flatten(state.ema))
   assert not np.array_equal(got.params['pred/kernel'],
                             state.params['pred']['kernel'])
   assert got.config.patch.positions_grid == (8, 8)
@@ -155,13 +138,14 @@ def test_a_run_gives_its_averaged_weights(run):
 def test_a_run_is_found_by_a_relative_path(run, monkeypatch):
   workdir, state = run
   monkeypatch.chdir(workdir.parent)
-  assert_equal(weights.load('tiny').params, trees.flatten(state.ema))
+  exchange.assert_same_bits(
+      weights.load('tiny').params, trees.flatten(state.ema))
   assert weights.load_config('tiny').patch.positions_grid == (8, 8)
 
 
 def test_one_checkpoint_of_a_run_gives_its_own(run):
   workdir, state = run
-  assert_equal(weights.load(workdir / 'checkpoints' / '2').params,
+  exchange.assert_same_bits(weights.load(workdir / 'checkpoints' / '2').params,
                trees.flatten(state.ema))
   first = weights.load(workdir / 'checkpoints' / '1').params
   assert not np.array_equal(first['pred/kernel'], state.ema['pred']['kernel'])
@@ -175,7 +159,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path):
   for path in (tmp_path / 'run' / 'checkpoints' / '2' / 'state').rglob('*'):
     if path.is_file() and path.stat().st_size > 10_000:
       path.write_bytes(b'\0' * path.stat().st_size)
-  assert_equal(weights.load(tmp_path / 'run').params, want)
+  exchange.assert_same_bits(weights.load(tmp_path / 'run').params, want)
   with pytest.raises(ValueError, match='No checkpoint in .* could be read: '):
     weights.load(tmp_path / 'run' / 'checkpoints' / '2')
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import patches as patches_lib
+from audio_mae_jax import weights
 
 BINS = 128  # mel bins of every released model
 OVERLAP = (10, 10)  # the other stride that there are models of
@@ -47,8 +48,7 @@ def find(tables: dict[str, np.ndarray], size: tuple[int, int],
 
 def _of_settings(tables, config):
   """The positions of `config` if the tables are those, else a table."""
-  grid = patches_lib.grid_of(
-      (config.frontend.num_frames, config.frontend.num_mel_bins), config.patch)
+  grid = weights.grid_of(config)
   if config.patch.positions != 'table' and all(
       _close(table, patches_lib.position_table(
           grid, table.shape[1], config.patch)) for table in tables.values()):
@@ -177,13 +177,13 @@ def resize(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 def _cubic(old: int, new: int) -> np.ndarray:
   """float64 [new, old]: weights of cubic interpolation along one axis."""
   at = (np.arange(new) + 0.5) * old / new - 0.5
-  weights = np.zeros((new, old))
+  kernel = np.zeros((new, old))
   for tap in range(-1, 3):
     place = np.floor(at) + tap
     x = np.abs(at - place)
     a = -0.75
     near = ((a + 2) * x - (a + 3)) * x ** 2 + 1
     far = a * (((x - 5) * x + 8) * x - 4)
-    np.add.at(weights, (np.arange(new), np.clip(place, 0, old - 1).astype(int)),
+    np.add.at(kernel, (np.arange(new), np.clip(place, 0, old - 1).astype(int)),
               np.where(x <= 1, near, far))
-  return weights
+  return kernel
