@@ -322,6 +322,17 @@ def test_a_moved_model_leaves_and_comes_back(case, format, positions, tmp_path):
       if not name.endswith('positions')})
 
 
+def test_a_table_that_was_read_does_not_leave_with_a_moved_model(tmp_path):
+  # For half of the clip that the file's own table is kept for.
+  weights = importer.import_weights(
+      exchange.TINY, given=exchange.HEADS | {'frontend.num_frames': 128})
+  assert weights.tables['encoder'].shape == (513, 48)
+  tensors = exporter.tensors_of(weights, names.RELEASED)
+  for name in ('pos_embed', 'decoder_pos_embed'):
+    np.testing.assert_array_equal(
+        tensors[name], exchange.released()[name][:, :257])
+
+
 @pytest.mark.parametrize('ending', ['safetensors', 'pth'])
 def test_what_tensors_do_not_show_is_noted(ending, tmp_path, caplog):
   if ending == 'pth':
