@@ -47,10 +47,9 @@ def is_due(step: int, every: int, program) -> bool:
 class Bookkeeper:
   """Everything that one run leaves behind."""
 
-  def __init__(self, config, program, train_split, valid_split, workdir,
-               checkpoints, meta, start, unlogged):
-    self._config, self._program = config, program
-    self._train, self._valid = train_split, valid_split
+  def __init__(self, config, program, data, workdir, checkpoints, meta, start,
+               unlogged):
+    self._config, self._program, self._data = config, program, data
     self._workdir, self._checkpoints = workdir, checkpoints
     self._meta, self._first = meta, start + 1
     self._pending = collections.deque()  # (step, metrics), not read yet
@@ -75,9 +74,12 @@ class Bookkeeper:
       self._progress.update(step, float(metrics['scalars']['loss']))
     if len(self._pending) > _AHEAD:
       jax.block_until_ready(self._pending[-1 - _AHEAD][1]['scalars']['loss'])
-    evaluates = self._valid is not None and is_due(
+    # The test split is looked at once, at the end.
+    last = step == program.total_steps and self._data.test is not None
+    evaluates = last or self._data.valid is not None and is_due(
         step, log.eval_every_steps, program)
-    draws = is_due(step, log.picture_every_steps, program)
+    draws = program.picture is not None and is_due(
+        step, log.picture_every_steps, program)
     saves = is_due(step, self._config.checkpoint.every_steps, program)
     if is_due(step, log.every_steps, program) or evaluates or draws or saves:
       self.log(step)
@@ -115,7 +117,7 @@ class Bookkeeper:
         **{f'train/{name}': value for name, value in mean.items()},
         'train/grad_norm': last['grad_norm'], 'lr': last['learning_rate'],
         'epoch': step / self._program.steps_per_epoch,
-        'bad_files': self._train.report.count,
+        'bad_files': self._data.train.report.count,
         **self._progress.metrics()})
     self.report()
     if not self._announced and self._progress.eta_s is not None:
@@ -131,7 +133,7 @@ class Bookkeeper:
         metrics['scalars']['grad_norm']):
       return
     bad = metrics['clip_index'][~np.isfinite(metrics['clip_loss'])]
-    names = [self._train.source.name_of(int(i)) for i in bad[:20]]
+    names = [self._data.train.source.name_of(int(i)) for i in bad[:20]]
     if not names:
       what = 'every clip has a finite loss, so the gradient overflowed'
     elif len(bad) == len(metrics['clip_index']):
@@ -147,22 +149,31 @@ class Bookkeeper:
 
   def report(self):
     """Names the files that could not be used."""
-    for split, name in ((self._train, 'bad_files.json'),
-                        (self._valid, 'bad_files_valid.json')):
+    for name, split in self._data._asdict().items():
       if split is not None and self._main:
-        split.report.write(self._workdir / name)
+        split.report.write(self._workdir / (
+            'bad_files.json' if name == 'train' else f'bad_files_{name}.json'))
 
   def evaluate(self, step, state):
-    values = evaluate.evaluate(
-        self._program, state.best_params, self._valid, self._config)
-    self._writer.scalars(
-        step, {f'valid/{name}': value for name, value in values.items()})
-    _log.info('Step %d: valid loss %.4f over %d clips.', step, values['loss'],
-              values['num_clips'])
+    """What is held out, by the weights of `step`; the last is kept in files."""
+    last = step == self._program.total_steps
+    for name, split in self._data._asdict().items():
+      if split is None or name == 'train' or (name == 'test' and not last):
+        continue
+      found = evaluate.evaluate(
+          self._program, state.best_params, split, self._config)
+      self._writer.scalars(step, {
+          f'{name}/{what}': value for what, value in found.values.items()})
+      _log.info('Step %d: %s.', step, evaluate.summary(
+          name, found, self._program.task.metric))
+      if last and self._main:
+        evaluate.write(
+            self._workdir / 'evaluation' / name, found, split,
+            {'run': self._config.name, 'step': step, 'split': name})
 
   def draw(self, step, state):
     """A picture of the same clips each time, of the held-out ones if any."""
-    split = (self._valid or self._train).spread(step_lib.PICTURED)
+    split = (self._data.valid or self._data.train).spread(step_lib.PICTURED)
     with evaluate.batches(self._program, split, self._config) as batches:
       batch = next(batches)
     shown = jax.device_get(self._program.picture(state.best_params, batch))
@@ -228,14 +239,16 @@ class Bookkeeper:
     if step < self._first:
       _log.info('Nothing to do: the run already has its %d steps.', step)
     self.draw_curve()
-    losses = {}
+    told, values = ('loss', self._program.task.metric), {}
     for line in record.read(self._workdir / record.NAME):
-      losses |= {name: x for name, x in line.items() if name.endswith('/loss')}
-    end = ', '.join(f'{name} {x:.4f}' for name, x in losses.items())
+      values |= {name: x for name, x in line.items()
+                 if name.split('/')[-1] in told}
+    end = ', '.join(f'{name} {x:.4f}' for name, x in values.items())
     saved = self._workdir / 'checkpoints' / str(self._checkpoints.latest())
     places = {'Checkpoint': saved,
               'Loss curve': self._workdir / 'loss_curve.png',
               'Pictures': self._workdir / 'pictures',
+              'Evaluation': self._workdir / 'evaluation',
               'Record': self._workdir / record.NAME}
     _log.info('Done: %d steps, %s. %s', step, end, '  '.join(
         f'{name}: {place}' for name, place in places.items()

@@ -32,9 +32,10 @@ _log = logging.getLogger(__name__)
 # Where, how fast and how often may change from one start to the next; these
 # decide what the result is, and may not.
 FREE = (r'name', r'workdir', r'mesh\..*', r'checkpoint\..*', r'log\..*',
-        r'data\.(root|train\.path|valid\..*)',
+        r'data\.(root|train\.path|valid\..*|test\..*)',
         r'data\.(num_threads|prefetch_batches|on_bad|max_bad_fraction)',
-        r'model\.(remat|scan_layers)')
+        r'model\.(remat|scan_layers)', r'mode', r'folds', r'probe\..*',
+        r'labels\.metric')
 
 
 def fingerprint(tree) -> dict[str, int]:
@@ -254,9 +255,13 @@ def _try(read, *args):
     return None, f'{type(error).__name__}: {text[:300]}'
 
 
-def meta_of(config: config_lib.Config, data: dict) -> dict:
-  """What is stored beside the arrays; `data` says which clips there are."""
-  return {'config': dataclasses.asdict(config), 'data': data}
+def meta_of(config: config_lib.Config, data: dict, classes=()) -> dict:
+  """What is stored beside the arrays.
+
+  `data` says which clips there are, `classes` are the names of a classifier's.
+  """
+  return {'config': dataclasses.asdict(config), 'data': data,
+          'classes': list(classes)}
 
 
 def check_meta(stored: dict, present: dict, folder):

@@ -4,18 +4,15 @@ A recipe in configs/ is a function `get_config()` that starts from `default()`,
 a `ConfigDict` with every field below, and states what differs. Flags override
 single fields (`--config.mask.ratio=0.75`). `typed()` turns the result into the
 frozen dataclasses that all code reads; a field that does not exist is an error
-with a suggestion.
-
-Interchangeable parts (mask, decoder, source) are chosen by `name`. `select`
-hands a part the settings it takes and refuses a setting that it would ignore.
+with a suggestion. Interchangeable parts are chosen by `name`: registry.py.
 """
 
 import dataclasses
-import difflib
-import inspect
 import typing
 
 import ml_collections
+
+from audio_mae_jax import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +36,15 @@ class Frontend:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """Waveform augmentation, in the step (paper, section 4.3 and table 3)."""
+  """Augmentation in training, in the step (paper, section 4.3 and table 3)."""
   roll: bool = True  # cyclic shift by a uniform number of samples
   gain_concentration: float = 10.0  # gain = Beta(c, c) + 0.5; 0: no gain
+  mixup: float = 0.0  # probability that a clip is mixed with another
+  mixup_concentration: float = 10.0  # its own share is Beta(c, c); as released
+  time_mask: int = 0  # SpecAugment: one stretch of up to so many frames
+  freq_mask: int = 0  # SpecAugment: one band of up to so many mel bins
+  noise: float = 0.0  # uniform, on features, amplitude up to this; released 0.1
+  noise_shift: int = 0  # and a cyclic shift by up to so many frames; idem 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,10 @@ class Patch:
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-  """What the encoder does not see. Only the fields of strategy `name` apply."""
+  """What the encoder does not see. Only the fields of strategy `name` apply.
+
+  In task classify it applies to training alone, and may be empty: all is seen.
+  """
   name: str = 'unstructured'  # a key of masking.STRATEGIES
   ratio: float = 0.8  # share of patches removed; paper, figure 4
   time_ratio: float = 0.7  # share of time steps removed (time, time_freq)
@@ -74,6 +80,7 @@ class Encoder:
   depth: int = 0  # blocks
   heads: int = 0  # H
   mlp_ratio: float = 4.0
+  drop_path: float = 0.0  # of the last block, rising from 0; 0.1 to fine-tune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Decoder:
 @dataclasses.dataclass(frozen=True)
 class Classifier:
   """What turns encoded tokens into logits (task classify)."""
-  num_classes: int = 527  # C, AudioSet's; 0: no head, the output is pooled
+  num_classes: int = -1  # C; -1: as many as the data; 0: no head, embeddings
   pool: str = 'mean'  # over patches, then a norm; or 'class_token'; as released
 
 
@@ -117,11 +124,22 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Labels:
+  """What labels mean, and what is minimised (task classify; paper, table 3)."""
+  multilabel: bool = True  # a clip may have several labels; or it has just one
+  loss: str = 'bce'  # a key of losses.CLASSIFICATION: bce, ce
+  smoothing: float = 0.0  # share of a label that all classes divide
+  metric: str = ''  # the one that is told first; empty: mAP, or accuracy
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
   """Where clips come from. Only the fields that source `name` takes apply."""
   name: str = ''  # a key of data.sources.SOURCES; empty: no such data
   path: str = ''  # folder, or manifest file; relative paths start at data.root
   split: str = ''  # rows of a manifest, or a TFDS split, to use; empty: all
+  folds: str = ''  # rows of these folds: '1,2', or all but these: '!1'
+  classes: tuple[str, ...] = ()  # only clips of these; empty: all
   labels_csv: str = ''  # class_labels_indices.csv of an AST-style JSON
   dataset: str = ''  # TFDS builder, e.g. 'speech_commands'
   segment_s: float = 0.0  # cut long recordings into clips of this; 0: one clip
@@ -133,6 +151,10 @@ class Data:
   root: str = ''  # folder that relative paths start at; or $AUDIO_MAE_DATA
   train: Source = Source()
   valid: Source = Source()
+  test: Source = Source()  # for the end: looked at once, and by mode=evaluate
+  sampling: str = 'shuffle'  # or balanced, by how rare a clip's labels are
+  epoch_clips: int = 0  # drawn for one epoch (balanced); 0: as many as exist
+  replacement: bool = False  # a clip may come twice in an epoch (balanced)
   clip_s: float = 10.0  # seconds of waveform per clip
   crop: str = 'cyclic'  # random, cyclic (wraps, fills short clips), start
   resample: str = 'soxr_hq'  # to sample_rate_hz; 'error' refuses other rates
@@ -159,6 +181,7 @@ class Optimizer:
   clip_norm: float = 0.0  # global gradient norm; 0: no clipping
   accumulate: int = 1  # micro-batches per step
   ema_decay: float = 0.0  # of an averaged copy of the weights; 0: no copy
+  layer_decay: float = 1.0  # rate of a block over the next one's; released .75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +190,21 @@ class Train:
   epochs: float = 32.0
   steps: int = 0  # total; 0: epochs * steps per epoch
   seed: int = 0  # of weights, masks, augmentation and data order
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """How much a frozen encoder knows: small classifiers on its features."""
+  train: Source = Source()  # labelled clips; without them there is no probe
+  test: Source = Source()
+  kinds: tuple[str, ...] = ('linear', 'knn', 'attentive', 'gated')
+  online: tuple[str, ...] = ()  # of the kinds: at evaluations in pre-training
+  neighbours: int = 10  # knn
+  epochs: int = 50  # attentive, gated
+  learning_rate: float = 1e-3  # idem; AdamW, half a cosine
+  weight_decay: float = 1e-2  # idem
+  batch_size: int = 64  # idem
+  untrained: bool = True  # and the same with random weights, to compare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +238,8 @@ class Log:
 class Config:
   name: str = ''  # of the run; empty: the config file's
   task: str = 'pretrain'  # a key of tasks.TASKS
+  mode: str = 'train'  # or evaluate, probe: a key of modes.MODES
+  folds: tuple[str, ...] = ()  # cross-validation: a run for each, then the mean
   workdir: str = ''  # empty: runs/NAME
   init_from: str = ''  # weights, run or checkpoint to start from; empty: none
   frontend: Frontend = Frontend()
@@ -207,18 +247,28 @@ class Config:
   patch: Patch = Patch()
   mask: Mask = Mask()
   model: Model = Model()
-  objective: Objective = Objective()
+  objective: Objective = Objective()  # task pretrain
+  labels: Labels = Labels()  # task classify
   data: Data = Data()
   optimizer: Optimizer = Optimizer()
   train: Train = Train()
+  probe: Probe = Probe()
   mesh: Mesh = Mesh()
   checkpoint: Checkpoint = Checkpoint()
   log: Log = Log()
 
 
-def default() -> ml_collections.ConfigDict:
-  """A `ConfigDict` of every field at its default, for recipes to change."""
-  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+def default(task: str = 'pretrain') -> ml_collections.ConfigDict:
+  """A `ConfigDict` of every field at its default, for recipes to change.
+
+  For 'classify' that is: all patches are seen, and the class token does not
+  decay (util/lr_decay.py of the released code).
+  """
+  config = ml_collections.ConfigDict(dataclasses.asdict(Config(task=task)))
+  if task == 'classify':
+    config.mask.name = ''
+    config.optimizer.decay_excluded += (r'(.*/)?cls_token',)
+  return config
 
 
 def typed(config: ml_collections.ConfigDict | dict) -> Config:
@@ -234,7 +284,8 @@ def _build(cls, values, where):
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for name in values:
     if name not in fields:
-      raise ValueError(_unknown(f'{where}.{name}', name, 'a setting', fields))
+      raise ValueError(registry.unknown(
+          f'{where}.{name}', name, 'a setting', fields))
   hints = typing.get_type_hints(cls)
   return cls(**{
       name: _convert(value, hints[name], f'{where}.{name}')
@@ -261,43 +312,6 @@ def _convert(value, hint, where):
         f'{where} takes {hint.__name__}, got {value!r} '
         f'({type(value).__name__}).')
   return value
-
-
-def _unknown(where, name, what, known):
-  near = difflib.get_close_matches(name, list(known), n=1)
-  hint = f' Did you mean {near[0]!r}?' if near else ''
-  return f'{where} is not {what}.{hint} Known: {", ".join(known)}.'
-
-
-def lookup(table: dict, name: str, where: str):
-  """`table[name]`, or a ValueError that lists what the table has."""
-  if name not in table:
-    raise ValueError(_unknown(f'{where}={name!r}', name, 'known', table))
-  return table[name]
-
-
-def select(table: dict, settings, where: str) -> tuple[typing.Callable, dict]:
-  """The part of `table` that `settings.name` names, and the keywords it takes.
-
-  Keywords are the fields of the dataclass `settings` that the part's signature
-  lists. A field that the part does not take must keep its default: a number
-  that changes nothing is a mistake worth stopping for.
-  """
-  part = lookup(table, settings.name, f'{where}.name')
-  takes = inspect.signature(part).parameters
-  keywords = {}
-  for field in dataclasses.fields(settings):
-    value = getattr(settings, field.name)
-    if field.name in takes and field.name != 'name':
-      keywords[field.name] = value
-    elif field.name != 'name' and value != field.default:
-      own = [f.name for f in dataclasses.fields(settings)
-             if f.name in takes and f.name != 'name']
-      raise ValueError(
-          f'{where}.{field.name}={value!r} has no effect with '
-          f'{where}.name={settings.name!r}, which takes '
-          f'{", ".join(own) or "no settings"}. Leave it at {field.default!r}.')
-  return part, keywords
 
 
 def differences(

@@ -83,6 +83,21 @@ def decoder(config: config_lib.Config, grid) -> dict[str, float]:
                             + _attention(top, n, n, d.width))}
 
 
+def classify(config: config_lib.Config, grid) -> dict[str, float]:
+  """FLOPs of a clip in fine-tuning by part, 'forward' and 'step' in all."""
+  pixels = config.patch.size[0] * config.patch.size[1]
+  k = kept(config, grid) if config.mask.name else grid[0] * grid[1]
+  width, _, _ = encoder_lib.sizes(config.model.encoder)
+  parts = {
+      'patch embedding': 2 * k * pixels * width,
+      **encoder(config, k + 1),
+      'head': 2 * width * config.model.classifier.num_classes,
+  }
+  forward = sum(parts.values())
+  return {**parts, 'forward': forward,
+          'step': 3 * forward - parts['patch embedding']}
+
+
 def pretrain(config: config_lib.Config, grid) -> dict[str, float]:
   """FLOPs of a clip in pre-training by part, 'forward' and 'step' in all.
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from audio_mae_jax import augment
 from audio_mae_jax import config
+from audio_mae_jax import registry
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -45,7 +46,7 @@ def log_mel(waveform: jax.Array, spec: config.Frontend) -> jax.Array:
         f'The waveform is {waveform.dtype}; the front end takes floating point '
         f'in [-1, 1]. Divide 16-bit samples by 32768.')
   waveform = waveform.astype(jnp.float32)
-  transform = config.lookup(TRANSFORMS, spec.transform, 'frontend.transform')
+  transform = registry.lookup(TRANSFORMS, spec.transform, 'frontend.transform')
   power = transform(waveform, spec)
   mel = jnp.matmul(power, tables(spec).mel, precision=HIGHEST)
   return jnp.log(jnp.maximum(mel, spec.floor))
@@ -87,7 +88,7 @@ def tables(spec: config.Frontend) -> Tables:
   """The constants that `spec` stands for, or a ValueError where none exist."""
   length, hop = min_samples(spec), _samples('hop_ms', 1, spec)
   phase = 2 * np.pi * np.arange(length) / (length - 1)
-  window = config.lookup(WINDOWS, spec.window, 'frontend.window')(phase)
+  window = registry.lookup(WINDOWS, spec.window, 'frontend.window')(phase)
   bins = _fft_length(spec) // 2
   angle = np.pi / bins * np.outer(np.arange(length), np.arange(bins))
   dft = window[:, None] * np.hstack([np.cos(angle), np.sin(angle)])

@@ -20,9 +20,12 @@ _log = logging.getLogger(__name__)
 
 
 def prepare(
-    config: config_lib.Config, workdir
+    config: config_lib.Config, workdir, classes=()
 ) -> tuple[config_lib.Config, dict[str, np.ndarray]]:
   """What `config.init_from` means for a run in `workdir`.
+
+  `classes` are the names of a classifier's classes: a head that was trained for
+  others is not taken.
 
   Returns:
     `config` with the positions of its weights, and the parameters to start
@@ -37,7 +40,9 @@ def prepare(
   started = bool(checkpoint.steps_in(workdir))
   config = adopt_positions(
       config, weights_lib.load_config(workdir if started else config.init_from))
-  return config, {} if started else initial(config)
+  if started:
+    return config, {}
+  return config, initial(config, weights_lib.load(config.init_from), classes)
 
 
 def adopt_positions(
@@ -66,8 +71,10 @@ def adopt_positions(
                         else known.positions_stride)))
 
 
-def initial(config: config_lib.Config) -> dict[str, np.ndarray]:
-  """Parameters of `config.init_from` for a model of `config`: float32, by name.
+def initial(
+    config: config_lib.Config, weights: weights_lib.Weights, classes=()
+) -> dict[str, np.ndarray]:
+  """Parameters of `weights` for a model of `config`: float32, by name.
 
   Groups that only one of them has (a decoder, a head) are left out, and said;
   so are a head for other classes, and the encoder's last norm if a classifier
@@ -76,7 +83,6 @@ def initial(config: config_lib.Config) -> dict[str, np.ndarray]:
   Raises:
     ValueError: there are no weights, or the encoder is another one.
   """
-  weights = weights_lib.load(config.init_from)
   _check_meaning(config, weights)
   if config.patch.positions == 'table':
     weights = _with_table(weights)
@@ -86,8 +92,10 @@ def initial(config: config_lib.Config) -> dict[str, np.ndarray]:
   groups = lambda names: {_group(name) for name in names}
   fresh = groups(wanted) - groups(found)
   unused = groups(found) - groups(wanted)
-  if any(wanted.get(name, found[name]) != found[name]
-         for name in found if _group(name) == 'head'):
+  others = weights.classes and classes and weights.classes != tuple(classes)
+  if 'head' not in fresh | unused and (others or any(
+      wanted.get(name, found[name]) != found[name]
+      for name in found if _group(name) == 'head')):
     fresh.add('head')
     unused.add('head')
   keep = lambda shapes, leave: {name: shape for name, shape in shapes.items()

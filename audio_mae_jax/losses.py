@@ -1,7 +1,8 @@
-"""What pre-training minimises. Pure functions, float32, one value per clip."""
+"""What training minimises. Pure functions, float32, one value per clip."""
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def patch_statistics(patches):
@@ -51,3 +52,38 @@ def info_nce(context, target, temperature: float = 1.0):
       precision=jax.lax.Precision.HIGHEST) / temperature
   own = jnp.diagonal(logits, axis1=1, axis2=2)
   return (jax.nn.logsumexp(logits, axis=2) - own).mean(1)
+
+
+def bce(logits, targets):
+  """[B, C], [B, C] in 0 .. 1 -> [B]: each class yes or no, mean over classes.
+
+  The mean over clips is torch's `BCEWithLogitsLoss`, the released loss for
+  AudioSet (main_finetune_as.py:443).
+  """
+  return optax.sigmoid_binary_cross_entropy(
+      logits.astype(jnp.float32), targets.astype(jnp.float32)).mean(-1)
+
+
+def ce(logits, targets):
+  """[B, C], [B, C] of sum 1 -> [B]: cross entropy of the softmax.
+
+  Targets may be soft: smoothed, or of clips that were mixed up.
+  """
+  return optax.softmax_cross_entropy(
+      logits.astype(jnp.float32), targets.astype(jnp.float32))
+
+
+CLASSIFICATION = {'bce': bce, 'ce': ce}
+
+
+def smooth(targets, smoothing: float):
+  """[..., C] -> the same, of which all C classes divide the share `smoothing`.
+
+  Raises:
+    ValueError: `smoothing` is not in 0 .. 1, without 1.
+  """
+  if not 0 <= smoothing < 1:
+    raise ValueError(
+        f'labels.smoothing={smoothing:g} is the share of a label that all '
+        'classes divide: give 0 (off) or more, below 1.')
+  return targets * (1 - smoothing) + smoothing / targets.shape[-1]

@@ -5,12 +5,12 @@ same command again goes on where the run stopped.
 """
 
 from audio_mae_jax import cli
-from audio_mae_jax import train
+from audio_mae_jax import modes
 
 
 def run():
   """Entry point of the console script."""
-  cli.run(train.train)
+  cli.run(modes.run)
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import registry
 
 
 class Mask(NamedTuple):
@@ -40,7 +41,7 @@ def from_scores(scores, num_keep: int, removed=None) -> Mask:
 
 def make(rng, batch: int, grid, mask: config_lib.Mask) -> Mask:
   """Draws the mask of a global batch of clips over `grid`."""
-  strategy, settings = config_lib.select(STRATEGIES, mask, 'mask')
+  strategy, settings = registry.select(STRATEGIES, mask, 'mask')
   return from_scores(*strategy(rng, batch, grid, **settings))
 
 

@@ -20,8 +20,11 @@ import numpy as np
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import flops
+from audio_mae_jax import registry
 from audio_mae_jax import sharding
 from audio_mae_jax import step as step_lib
+from audio_mae_jax import tasks
+from audio_mae_jax.data import labels
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import splits
 
@@ -50,8 +53,8 @@ class Options:
   part: str = 'all'  # a key of PARTS
 
   def __post_init__(self):
-    config_lib.lookup(INPUTS, self.input, '--input')
-    config_lib.lookup(PARTS, self.part, '--part')
+    registry.lookup(INPUTS, self.input, '--input')
+    registry.lookup(PARTS, self.part, '--part')
     if self.steps < 1 or self.warmup < 1:
       raise ValueError(
           f'--steps={self.steps} --warmup={self.warmup}: at least one step is '
@@ -64,9 +67,9 @@ class Options:
 
 def measure(config: config_lib.Config, options: Options) -> dict:
   """Numbers of `config`; docs/performance.md says what each entry means."""
-  split = _split(config, options)
-  program = step_lib.build(config, pipeline.steps_per_epoch(
-      split.source, config.train.batch_size))
+  config, split = _open(config, options)
+  program = step_lib.build(
+      config, pipeline.steps_per_epoch(split.source, config))
   result = {
       'recipe': config.name, 'task': config.task,
       'options': dataclasses.asdict(options),
@@ -81,18 +84,23 @@ def measure(config: config_lib.Config, options: Options) -> dict:
   return result
 
 
-def _split(config, options):
-  """The clips that `options` asks for, opened but not read."""
+def _open(config, options):
+  """`config` for the clips that `options` asks for; and those, not yet read."""
   settings = config.data.train
   if options.input != 'real':
     settings = config_lib.Source(
         name='synthetic', num_clips=config.train.batch_size)
+    config = dataclasses.replace(config, data=dataclasses.replace(
+        config.data, sampling='shuffle', epoch_clips=0, replacement=False))
   split = splits.Split.open(settings, config.data, 'config.data.train')
   if split is None:
     raise ValueError(
         '--input=real reads config.data.train, and its name is empty. Name a '
         'source, or use --input=synthetic.')
-  return split
+  if tasks.is_labelled(config) and config.model.classifier.num_classes < 0:
+    config = labels.with_classes(
+        config, split.source.class_names, 'config.data.train')
+  return config, split
 
 
 def _setup(config, program, split):
@@ -258,7 +266,8 @@ def _batches(config, program, split):
   return contextlib.closing(pipeline.to_device(
       pipeline.train_batches(
           split.source, config, process_index=jax.process_index(),
-          process_count=jax.process_count(), report=split.report),
+          process_count=jax.process_count(), report=split.report,
+          labelled=program.task.labelled),
       program.batch_sharding, config.data.prefetch_batches))
 
 

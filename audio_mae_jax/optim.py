@@ -1,9 +1,12 @@
-"""Optimizer: AdamW, its schedule and which parameters decay.
+"""Optimizer: AdamW, its schedule, which parameters decay and how fast they go.
 
 As the released code: `lr = base_lr * batch_size / 256`, linear warm-up and half
 a cosine, both per step on the fractional epoch (util/lr_sched.py).
 """
 
+import re
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -41,13 +44,48 @@ def decayed(settings: config_lib.Optimizer, params):
       lambda name, _: trees.first_match(rules, name, True), params)
 
 
+def layer_scales(decay: float, params):
+  """Tree of floats: the share of the learning rate that each parameter gets.
+
+  The encoder's blocks count down from its last, each at `decay` times the rate
+  of the next; class token, positions and patch embedding come before the first.
+  What lies on the encoder gets 1 (util/lr_decay.py of the released code).
+  """
+  block = r'encoder/blocks/(\d+)/.*'
+  numbers = [int(match[1]) for name in trees.flatten(params)
+             if (match := re.fullmatch(block, name))]
+  depth = max(numbers, default=-1) + 1
+  rules = [(rf'encoder/blocks/{i:02d}/.*', decay ** (depth - i))
+           for i in range(depth)]
+  rules.append((r'encoder/(cls_token|positions|patch_embed/.*)',
+                decay ** (depth + 1)))
+  return trees.map_named(
+      lambda name, _: trees.first_match(rules, name, 1.0), params)
+
+
 def make(settings: config_lib.Optimizer,
          learning_rate: optax.Schedule) -> optax.GradientTransformation:
-  """AdamW; gradient clipping by the global norm comes first, when set."""
-  adamw = optax.adamw(
+  """AdamW; gradient clipping by the global norm comes first, when set.
+
+  `layer_decay` scales the whole update, weight decay included, as a learning
+  rate of its own would.
+
+  Raises:
+    ValueError: `layer_decay` is out of its range.
+  """
+  if not 0 < settings.layer_decay <= 1:
+    raise ValueError(
+        f'optimizer.layer_decay={settings.layer_decay:g} is the learning rate '
+        'of a block over that of the next: give above 0, up to 1 (all alike); '
+        'released fine-tuning has 0.75.')
+  parts = [optax.adamw(
       learning_rate, settings.b1, settings.b2, settings.eps,
       weight_decay=settings.weight_decay,
-      mask=lambda params: decayed(settings, params))
+      mask=lambda params: decayed(settings, params))]
   if settings.clip_norm:
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)
-  return adamw
+    parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
+  if settings.layer_decay != 1:
+    parts.append(optax.stateless(lambda updates, params: jax.tree.map(
+        jnp.multiply, updates, layer_scales(settings.layer_decay, updates))))
+  # A chain has a state of its own: older checkpoints have none around one part.
+  return optax.chain(*parts) if len(parts) > 1 else parts[0]

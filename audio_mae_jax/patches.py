@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import registry
 
 Pair = tuple[int, int]
 
@@ -135,7 +136,7 @@ def position_table(grid: Pair, dim: int, patch: config_lib.Patch) -> np.ndarray:
   if dim % 4:
     raise ValueError(
         f'Positions need a width that is a multiple of 4, not {dim}.')
-  config_lib.lookup(POSITIONS, patch.positions, 'patch.positions')
+  registry.lookup(POSITIONS, patch.positions, 'patch.positions')
   if patch.train_positions and patch.positions != 'table':
     raise ValueError(
         'patch.train_positions has no effect with patch.positions='

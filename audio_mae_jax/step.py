@@ -47,8 +47,10 @@ class Program:
   shapes: TrainState  # of ShapeDtypeStruct with shardings: a restore's target
   init: Callable  # (parameters by name = {}) -> TrainState; others are fresh
   train_step: Callable  # (state, batch) -> (state, metrics); donates the state
-  eval_step: Callable  # (params, batch, number) -> sums over valid clips
-  picture: Callable  # (params, batch) -> arrays of the first PICTURED clips
+  # (params, batch, number) -> sums over valid clips, their number, and outputs
+  eval_step: Callable
+  # (params, batch) -> arrays of the first PICTURED clips, or None
+  picture: Callable | None
 
   @property
   def batch_sharding(self):
@@ -113,9 +115,24 @@ def build(config: config_lib.Config, steps_per_epoch: int,
       eval_step=jax.jit(
           _eval_step(config, task), in_shardings=(placed.params, rows, None),
           out_shardings=whole),
-      picture=jax.jit(
+      picture=task.picture and jax.jit(
           _picture(config, task), in_shardings=(placed.params, rows),
           out_shardings=whole))
+
+
+def place(arrays: dict, like):
+  """Parameters by name (float32 NumPy arrays), placed as those of `like` are.
+
+  A leaf of `like` that is not among them stays as it is.
+  """
+
+  def placed(name, leaf):
+    if name not in arrays:
+      return leaf
+    return jax.make_array_from_callback(
+        leaf.shape, leaf.sharding, lambda index: arrays[name][index])
+
+  return trees.map_named(placed, like)
 
 
 def _from(init):
@@ -123,15 +140,8 @@ def _from(init):
 
   def start(arrays: dict | None = None) -> TrainState:
     state = init()
-
-    def place(name, leaf):
-      if not arrays or name not in arrays:
-        return leaf
-      return jax.make_array_from_callback(
-          leaf.shape, leaf.sharding, lambda index: arrays[name][index])
-
-    return state.replace(params=trees.map_named(place, state.params),
-                         ema=trees.map_named(place, state.ema))
+    return state.replace(params=place(arrays or {}, state.params),
+                         ema=place(arrays or {}, state.ema))
 
   return start
 
@@ -207,12 +217,14 @@ def _eval_step(config, task):
 
   def step(params, batch, number):
     inputs = task.prepare(batch, _eval_rng(config, number), train=False)
-    values = task.losses(params, inputs)
+    values, outputs = task.evaluate(params, inputs)
     valid = batch['valid']
     # A padding row's value may be anything; 0 * nan would be nan.
     sums = {name: jnp.where(valid > 0, value, 0).sum()
             for name, value in values.items()}
-    return sums, valid.sum()
+    # Of all rows, on every host: each computes the metrics of the whole split.
+    outputs |= {'index': batch['index'], 'valid': batch['valid']}
+    return sums, valid.sum(), outputs
 
   return step
 

@@ -7,7 +7,6 @@ the checkpoint; what came after is cut off on resume.
 
 import collections
 import contextlib
-import hashlib
 import logging
 import os
 import signal
@@ -21,11 +20,11 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
 from audio_mae_jax import init_from
 from audio_mae_jax import step as step_lib
+from audio_mae_jax import tasks
 from audio_mae_jax import trees
 from audio_mae_jax import writer as writer_lib
+from audio_mae_jax.data import opening
 from audio_mae_jax.data import pipeline
-from audio_mae_jax.data import sources
-from audio_mae_jax.data import splits
 
 _log = logging.getLogger(__name__)
 
@@ -40,23 +39,18 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
   Returns the last state; after a SIGTERM, that of the step it came at.
   """
   # All that can be wrong with the settings is found before a file is written.
-  train_split = splits.Split.open(
-      config.data.train, config.data, 'config.data.train')
-  if train_split is None:
-    raise ValueError(
-        'config.data.train.name is empty: say what to train on, one of '
-        f'{", ".join(sources.SOURCES)}.')
-  valid_split = splits.Split.open(
-      config.data.valid, config.data, 'config.data.valid')
   pipeline.check(config)
   checkpoint.check(config.checkpoint)
   bookkeeping.check(config.log)
-  config, initial = init_from.prepare(config, workdir_of(config))
+  config, data = opening.for_training(config, tasks.is_labelled(config))
+  classes = data.train.source.class_names if tasks.is_labelled(config) else []
+  config, initial = init_from.prepare(config, workdir_of(config), classes)
   program = step_lib.build(
-      config, pipeline.steps_per_epoch(
-          train_split.source, config.train.batch_size), devices)
+      config, pipeline.steps_per_epoch(data.train.source, config), devices)
   workdir = writer_lib.prepare_workdir(workdir_of(config))
-  meta = checkpoint.meta_of(config, _identity(train_split.source))
+  meta = checkpoint.meta_of(
+      config, opening.identity(data.train.source, program.task.labelled),
+      classes)
   with contextlib.ExitStack() as stack:
     stack.enter_context(writer_lib.lock(workdir))
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
@@ -65,19 +59,20 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
     start, state, stored = checkpoints.restore(program.shapes, meta) or (
         0, program.init(initial), {})
     del initial  # a copy of all parameters
-    for line in summary(config, program, train_split, valid_split, state):
+    for line in summary(config, program, data, state):
       _log.info(line)
     _log.info('Work directory: %s. %s', workdir,
               f'Going on from step {start}.' if start else 'A new run.')
     run = bookkeeping.Bookkeeper(
-        config, program, train_split, valid_split, workdir, checkpoints, meta,
-        start, stored.get('unlogged', []))
+        config, program, data, workdir, checkpoints, meta, start,
+        stored.get('unlogged', []))
     stack.callback(run.close)
     batches = stack.enter_context(contextlib.closing(pipeline.to_device(
         pipeline.train_batches(
-            train_split.source, config, start_step=start,
+            data.train.source, config, start_step=start,
             process_index=jax.process_index(),
-            process_count=jax.process_count(), report=train_split.report),
+            process_count=jax.process_count(), report=data.train.report,
+            labelled=program.task.labelled),
         program.batch_sharding, config.data.prefetch_batches)))
     for step in range(start + 1, program.total_steps + 1):
       batch = next(batches)
@@ -93,7 +88,7 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
     return state
 
 
-def summary(config, program, train_split, valid_split, state) -> list[str]:
+def summary(config, program, data, state) -> list[str]:
   """What is about to run: sizes, work, data, devices."""
   per_clip = program.task.flops()
   parts = ', '.join(f'{name} {trees.count(tree) / 1e6:.1f} M'
@@ -108,14 +103,13 @@ def summary(config, program, train_split, valid_split, state) -> list[str]:
       f'{clips * per_clip["step"]:.3g} FLOP.',
       f'{program.total_steps:,} steps of {config.train.batch_size} clips, '
       f'{program.steps_per_epoch:,} an epoch.',
-      f'Train: {train_split.source.describe()}.']
-  if valid_split is not None:
-    lines.append(f'Valid: {valid_split.source.describe()}.')
+      *(f'{name.capitalize()}: {split.source.describe()}.'
+        for name, split in data._asdict().items() if split is not None)]
   lines.append(
       'Devices: ' + ', '.join(f'{n} x {kind}' for kind, n in kinds.items())
       + f' as mesh {dict(program.mesh.shape)}, '
       f'{jax.process_count()} process(es).')
-  return lines + list(warnings(config, train_split.source))
+  return lines + list(warnings(config, data.train.source))
 
 
 def warnings(config, source):
@@ -131,14 +125,6 @@ def warnings(config, source):
            f'{config.frontend.num_frames}: the rest is '
            + ('never seen.' if frames > config.frontend.num_frames
               else 'padding.'))
-
-
-def _identity(source) -> dict:
-  """Tells one set of clips from another: the order depends on it."""
-  names = hashlib.sha256()
-  for i in range(len(source)):
-    names.update(source.name_of(i).encode() + b'\n')
-  return {'clips': len(source), 'names': names.hexdigest()[:16]}
 
 
 class _StopSignal(contextlib.AbstractContextManager):

@@ -25,6 +25,7 @@ from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import masking
 from audio_mae_jax import patches as patches_lib
+from audio_mae_jax import registry
 from audio_mae_jax import trees
 from audio_mae_jax.models import classifier
 from audio_mae_jax.models import mae
@@ -52,10 +53,11 @@ class Weights:
   source: dict  # where they come from, for people
   # 'encoder', 'decoder' -> [1 + N, D] as another file had them; may be empty.
   tables: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  classes: tuple[str, ...] = ()  # of the head, in order; empty: not known
 
   def part(self, name: str) -> 'Weights':
     """These weights ('all'), or those of the encoder alone ('encoder')."""
-    config_lib.lookup(dict.fromkeys(PARTS), name, 'part')
+    registry.lookup(dict.fromkeys(PARTS), name, 'part')
     if name == 'all':
       return self
     keep = lambda arrays: {key: value for key, value in arrays.items()
@@ -66,11 +68,12 @@ class Weights:
 
 def shapes(config: config_lib.Config) -> dict[str, jax.ShapeDtypeStruct]:
   """Names and shapes of all parameters of the model that `config` describes."""
+  # Of the model alone: no task trains a classifier without a head.
   grid = grid_of(config)
   n, p = grid[0] * grid[1], int(np.prod(config.patch.size))
   patches = jnp.zeros((1, n, p))
   make = {'pretrain': mae.make, 'classify': classifier.make}
-  model = config_lib.lookup(make, config.task, 'task')(config)
+  model = registry.lookup(make, config.task, 'task')(config)
   if config.task == 'pretrain':
     arguments = (patches, grid, masking.from_scores(jnp.zeros((1, n)), n))
   else:
@@ -90,7 +93,7 @@ def save(folder, weights: Weights, dtype: str = 'float32'):
   Raises:
     ValueError: `folder` exists, or `dtype` is not float32 or bfloat16.
   """
-  number = config_lib.lookup(DTYPES, dtype, 'dtype')
+  number = registry.lookup(DTYPES, dtype, 'dtype')
   arrays = {name: np.asarray(x, number) for name, x in weights.params.items()}
   arrays |= {_TABLE + name: x for name, x in weights.tables.items()}
   with writing(folder) as place:
@@ -99,6 +102,7 @@ def save(folder, weights: Weights, dtype: str = 'float32'):
     settings = {
         'kind': KIND, 'version': VERSION, 'dtype': dtype,
         'sha256': sha256(place / TENSORS), 'source': weights.source,
+        'classes': list(weights.classes),
         'config': dataclasses.asdict(weights.config)}
     (place / SETTINGS).write_text(json.dumps(settings, indent=1) + '\n')
 
@@ -113,7 +117,8 @@ def load(path) -> Weights:
   if _is_run(folder):
     params, meta = checkpoint.read_params(folder)
     config = _of_run(meta, folder)
-    return Weights(params, config, {'run': config.name or folder.name})
+    return Weights(params, config, {'run': config.name or folder.name},
+                   classes=tuple(meta.get('classes', ())))
   settings = _settings(folder)
   if sha256(folder / TENSORS) != settings['sha256']:
     raise ValueError(
@@ -126,7 +131,8 @@ def load(path) -> Weights:
   tables = {name[len(_TABLE):]: arrays.pop(name)
             for name in list(arrays) if name.startswith(_TABLE)}
   return Weights(
-      arrays, _typed(settings['config'], folder), settings['source'], tables)
+      arrays, _typed(settings['config'], folder), settings['source'], tables,
+      tuple(settings.get('classes', ())))
 
 
 def load_config(path) -> config_lib.Config:

@@ -6,6 +6,7 @@ import safetensors.numpy
 import tiny
 
 from audio_mae_jax import weights as weights_lib
+from audio_mae_jax.convert import importer
 from audio_mae_jax.convert import torch_file
 
 TINY = goldens.FOLDER / 'ckpt_pretrain_tiny.pth'
@@ -21,6 +22,13 @@ HEADS = {'model.encoder.heads': 3}  # the one thing that tensors do not show
 def released() -> dict[str, np.ndarray]:
   """The tensors of a small released checkpoint, as it holds them."""
   return dict(torch_file.read(TINY)['model'])
+
+
+def finetuned(folder) -> weights_lib.Weights:
+  """A small released classifier, imported."""
+  path = write(folder / 'finetuned.safetensors',
+               goldens.under(goldens.read('finetune'), 'param/'))
+  return importer.import_weights(path, given=HEADS)
 
 
 def write(path, tensors):

@@ -2,6 +2,7 @@
 
 import re
 
+import exchange
 import goldens
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ import tiny
 
 from audio_mae_jax import patches
 from audio_mae_jax import trees
-from audio_mae_jax.convert import importer
 from audio_mae_jax.convert import names
 from audio_mae_jax.models import classifier
 
@@ -21,12 +21,8 @@ from audio_mae_jax.models import classifier
 @pytest.fixture(scope='module')
 def released(tmp_path_factory):
   """(golden, weights): the recorded classifier, imported."""
-  import safetensors.numpy
-  golden = goldens.read('finetune')
-  path = tmp_path_factory.mktemp('released') / 'finetuned.safetensors'
-  safetensors.numpy.save_file(goldens.under(golden, 'param/'), path)
-  return golden, importer.import_weights(
-      path, given={'model.encoder.heads': 3})
+  return goldens.read('finetune'), exchange.finetuned(
+      tmp_path_factory.mktemp('released'))
 
 
 def test_the_classifier_equals_the_released_one(released):
@@ -103,7 +99,8 @@ def test_the_head_starts_small_as_released():
 
 
 def test_bfloat16_is_for_the_encoder_only():
-  config = tiny.config(tiny.MODEL, {'model.dtype': 'bfloat16'})
+  config = tiny.config(tiny.MODEL, {
+      'model.dtype': 'bfloat16', 'model.classifier.num_classes': 7})
   model = classifier.make(config)
   pixels = jax.random.normal(jax.random.key(0), (2, 64, 128))
   params = model.init(jax.random.key(1), pixels, (8, 8))['params']
@@ -114,7 +111,7 @@ def test_bfloat16_is_for_the_encoder_only():
     ({'model.classifier.pool': 'max'},
      "model.classifier.pool='max' is not known: mean, class_token"),
     ({'model.classifier.num_classes': -1},
-     'model.classifier.num_classes=-1: give the number of classes, or 0'),
+     'model.classifier.num_classes=-1: -1 means as many as the data has'),
 ])
 def test_wrong_settings_are_refused(overrides, message):
   with pytest.raises(ValueError, match=re.escape(message)):

@@ -7,6 +7,7 @@ import ml_collections
 import pytest
 
 from audio_mae_jax import config
+from audio_mae_jax import registry
 
 
 def changed(name, value):
@@ -97,11 +98,11 @@ def test_every_field_of_every_group_has_a_default_and_is_typed():
 
 def test_lookup_suggests_what_is_near_and_lists_what_is_known():
   table = {'local': 1, 'global': 2}
-  assert config.lookup(table, 'local', 'x') == 1
+  assert registry.lookup(table, 'local', 'x') == 1
   with pytest.raises(ValueError, match=re.escape(
       "model.name='locl' is not known. Did you mean 'local'? "
       'Known: local, global.')):
-    config.lookup(table, 'locl', 'model.name')
+    registry.lookup(table, 'locl', 'model.name')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +124,9 @@ PARTS = {'sine': sine, 'click': click}
 
 
 def test_select_hands_a_part_the_settings_that_it_takes():
-  assert config.select(PARTS, Settings(hz=220.0), 'wave') == (
+  assert registry.select(PARTS, Settings(hz=220.0), 'wave') == (
       sine, {'hz': 220.0})
-  assert config.select(PARTS, Settings('click'), 'wave') == (click, {})
+  assert registry.select(PARTS, Settings('click'), 'wave') == (click, {})
 
 
 @pytest.mark.parametrize('settings, message', [
@@ -137,7 +138,7 @@ def test_select_hands_a_part_the_settings_that_it_takes():
 ])
 def test_a_setting_without_effect_is_refused(settings, message):
   with pytest.raises(ValueError, match=re.escape(message)):
-    config.select(PARTS, settings, 'wave')
+    registry.select(PARTS, settings, 'wave')
 
 
 def test_differences_name_every_leaf_that_differs():

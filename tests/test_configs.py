@@ -11,6 +11,8 @@ import pytest
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import step
+from audio_mae_jax import tasks
+from audio_mae_jax.data import labels
 from audio_mae_jax.data import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -70,6 +72,9 @@ def check_step(config, devices=None):
   # Shapes are the same with it, and each block is traced once.
   config = dataclasses.replace(
       config, model=dataclasses.replace(config.model, scan_layers=True))
+  labelled = tasks.is_labelled(config)
+  if labelled and config.model.classifier.num_classes < 0:
+    config = labels.with_classes(config, list('abcdefg'), 'the data')
   program = step.build(
       config, steps_per_epoch=1000, devices=devices or jax.devices()[:1])
   b = config.train.batch_size
@@ -79,6 +84,9 @@ def check_step(config, devices=None):
       'num_samples': jax.ShapeDtypeStruct((b,), jnp.int32),
       'index': jax.ShapeDtypeStruct((b,), jnp.int32),
       'valid': jax.ShapeDtypeStruct((b,), jnp.float32)}
+  if labelled:
+    batch['labels'] = jax.ShapeDtypeStruct(
+        (b, config.model.classifier.num_classes), jnp.float32)
   state, metrics = jax.eval_shape(program.train_step, program.shapes, batch)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
       lambda x: (x.shape, x.dtype), program.shapes)

@@ -1,5 +1,6 @@
 """Starting from weights: what fits, what travels, what is refused."""
 
+import dataclasses
 import functools
 import logging
 import re
@@ -27,6 +28,11 @@ of = functools.partial(exchange.random_weights, base=tiny.MODEL)
 def config_from(folder, overrides=None):
   return tiny.config(tiny.MODEL, exchange.RUN | {
       'init_from': str(folder)} | (overrides or {}))
+
+
+def initial(config, classes=()):
+  return init_from.initial(
+      config, weights.load(config.init_from), classes)
 
 
 @pytest.fixture
@@ -67,13 +73,14 @@ def test_a_run_goes_on_without_the_weights_it_started_from(saved, tmp_path):
 def test_parts_that_only_one_has_are_left_out_and_told(saved, tmp_path, caplog):
   weights.save(tmp_path / 'encoder', of().part('encoder'), 'bfloat16')
   with caplog.at_level(logging.INFO):
-    got = init_from.initial(config_from(tmp_path / 'encoder'))
+    got = initial(config_from(tmp_path / 'encoder'))
   assert all(name.startswith('encoder/') for name in got)
   assert all(x.dtype == np.float32 for x in got.values())
   assert 'Fresh: decoder, pred.' in caplog.text
   caplog.clear()
   with caplog.at_level(logging.INFO):
-    got = init_from.initial(config_from(saved, {'task': 'classify'}))
+    got = initial(config_from(saved, {
+        'task': 'classify', 'model.classifier.num_classes': 3}))
   assert all(name.startswith('encoder/') for name in got)
   assert not any(name.startswith('encoder/norm') for name in got)
   assert 'Fresh: fc_norm, head. Not used: decoder, encoder/norm, pred.' in (
@@ -84,13 +91,25 @@ def test_a_head_for_other_classes_is_fresh(tmp_path, caplog):
   weights.save(tmp_path / 'w', of({
       'task': 'classify', 'model.classifier.num_classes': 5}))
   with caplog.at_level(logging.INFO):
-    got = init_from.initial(config_from(tmp_path / 'w', {
+    got = initial(config_from(tmp_path / 'w', {
         'task': 'classify', 'model.classifier.num_classes': 7}))
   assert 'fc_norm/scale' in got and 'head/bias' not in got
   assert 'Fresh: head. Not used: head.' in caplog.text
-  got = init_from.initial(config_from(tmp_path / 'w', {
+  got = initial(config_from(tmp_path / 'w', {
       'task': 'classify', 'model.classifier.num_classes': 5}))
   assert 'head/bias' in got
+
+
+def test_a_head_for_as_many_other_classes_is_fresh_too(tmp_path):
+  settings = {'task': 'classify', 'model.classifier.num_classes': 3}
+  weights.save(tmp_path / 'w', dataclasses.replace(
+      of(settings), classes=('a', 'b', 'c')))
+  assert weights.load(tmp_path / 'w').classes == ('a', 'b', 'c')
+  config = config_from(tmp_path / 'w', settings)
+  assert 'head/bias' in initial(config, ['a', 'b', 'c'])
+  assert 'head/bias' in initial(config)
+  got = initial(config, ['a', 'b', 'd'])
+  assert 'head/bias' not in got and 'fc_norm/scale' in got
 
 
 UNFIT = {
@@ -229,7 +248,7 @@ def test_a_table_is_trained_only_when_asked():
 
 def test_what_shapes_do_not_show_is_told_of(saved, caplog):
   with caplog.at_level(logging.WARNING):
-    init_from.initial(config_from(saved, {
+    initial(config_from(saved, {
         'model.decoder.window': (2, 2), 'frontend.mean': 0.0,
         'frontend.num_frames': 128}))
   assert 'with model.decoder.window=(4, 4), and the model has (2, 2)' in (

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'audio_mae_jax'
 # Rooms by floor; a room may import from its own floor (never in a circle) and
 # from those below. Entries name a module or a folder.
 FLOORS = [
-    ['config', 'trees', 'record', 'compare'],
+    ['config', 'registry', 'trees', 'record', 'compare', 'metrics'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
     ['flops', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress'],
@@ -20,9 +20,12 @@ FLOORS = [
     ['step', 'checkpoint'],
     ['weights', 'init_from'],
     ['evaluate'],
+    ['features', 'probes', 'probe'],
     ['bookkeeping'],
     ['train'],
-    ['cli', 'measure', 'convert'],
+    ['score'],
+    ['modes'],
+    ['cli', 'measure', 'convert', 'prepare'],
     ['main', 'benchmark'],
 ]
 

@@ -1,6 +1,9 @@
 """Objectives against the released code and against loops in NumPy."""
 
+import re
+
 import goldens
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,3 +117,71 @@ def test_losses_are_float32_whatever_comes_in():
   np.testing.assert_allclose(
       losses.normalize_patches(x),
       losses.normalize_patches(x.astype(jnp.float32)), rtol=1e-6)
+
+
+def labels_of(shape, seed=2):
+  return np.random.default_rng(seed).integers(0, 2, shape).astype(np.float32)
+
+
+def test_binary_cross_entropy_equals_the_closed_form():
+  logits, targets = patches_of((4, 7)).astype(np.float64), labels_of((4, 7))
+  chance = 1 / (1 + np.exp(-logits))
+  want = -np.mean(
+      targets * np.log(chance) + (1 - targets) * np.log(1 - chance), axis=1)
+  got = losses.bce(jnp.asarray(logits, jnp.float32), targets)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  np.testing.assert_allclose(
+      losses.bce(np.zeros((2, 5), np.float32), labels_of((2, 5))), np.log(2),
+      rtol=1e-6)
+  # Soft targets weigh both answers.
+  half = losses.bce(np.full((1, 3), 2.0), np.full((1, 3), 0.5))
+  np.testing.assert_allclose(half, np.log1p(np.exp(2.0)) - 1, rtol=1e-6)
+
+
+def test_cross_entropy_equals_the_closed_form():
+  logits = patches_of((4, 7)).astype(np.float64)
+  targets = np.random.default_rng(3).dirichlet(np.ones(7), 4)
+  chance = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  want = -(targets * np.log(chance)).sum(1)
+  np.testing.assert_allclose(
+      losses.ce(jnp.asarray(logits, jnp.float32), targets), want, rtol=1e-5)
+  np.testing.assert_allclose(
+      losses.ce(np.zeros((1, 5), np.float32), np.eye(5)[:1]), np.log(5),
+      rtol=1e-6)
+
+
+@pytest.mark.parametrize('name, right, wrong', [
+    ('bce', 0, 1e4), ('ce', 0, 2e4)])  # ce: a distance of 2e4 between classes
+def test_extreme_logits_cost_what_they_should(name, right, wrong):
+  loss = losses.CLASSIFICATION[name]
+  logits = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
+  targets = np.array([[1, 0], [1, 0]], np.float32)
+  np.testing.assert_allclose(loss(logits, targets), [right, wrong], rtol=1e-6)
+  gradient = jax.grad(lambda x: loss(x, targets).sum())(logits)
+  assert np.isfinite(gradient).all() and gradient[1].any()
+
+
+def test_losses_of_classification_are_float32_whatever_comes_in():
+  logits = jnp.asarray(patches_of((2, 300)), jnp.bfloat16)
+  targets = jnp.asarray(labels_of((2, 300)), jnp.bfloat16)
+  for loss in losses.CLASSIFICATION.values():
+    value = loss(logits, targets)
+    assert value.shape == (2,) and value.dtype == jnp.float32
+    np.testing.assert_allclose(
+        value, loss(logits.astype(jnp.float32), targets.astype(jnp.float32)),
+        rtol=1e-6)
+
+
+def test_smoothed_labels_keep_their_sum():
+  one_hot = np.eye(5, dtype=np.float32)
+  np.testing.assert_allclose(
+      losses.smooth(one_hot, 0.1), 0.9 * one_hot + 0.02, rtol=1e-6)
+  np.testing.assert_array_equal(losses.smooth(one_hot, 0.0), one_hot)
+
+
+@pytest.mark.parametrize('smoothing', [-0.1, 1.0])
+def test_a_smoothing_that_leaves_no_label_is_refused(smoothing):
+  with pytest.raises(ValueError, match=re.escape(
+      f'labels.smoothing={smoothing:g} is the share of a label that all '
+      'classes divide: give 0 (off) or more, below 1.')):
+    losses.smooth(np.eye(2), smoothing)

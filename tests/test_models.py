@@ -334,6 +334,33 @@ def test_all_patches_are_encoded_without_a_mask():
       encode(order)[:, 1:], whole[:, :0:-1], atol=1e-5)
 
 
+@pytest.mark.parametrize('overrides', [
+    {}, {'model.scan_layers': True, 'model.remat': 'dots'}], ids=str)
+def test_what_each_block_gives_can_be_had_as_well(overrides):
+  model = encoder_lib.make(tiny.config(
+      tiny.MODEL | {'model.encoder.depth': 3}, overrides))
+  x = jnp.asarray(
+      np.random.default_rng(0).normal(size=(2, 64, 128)), jnp.float32)
+  params = random_params(jax.eval_shape(
+      lambda: model.init(jax.random.key(0), x, (8, 8))))
+  keep_ids = jnp.array([[3, 60], [1, 2]])
+  normed, blocks = jax.jit(lambda: model.apply(
+      params, x, (8, 8), keep_ids, every=True))()
+  plain = jax.jit(lambda: model.apply(params, x, (8, 8), keep_ids))()
+  np.testing.assert_allclose(normed, plain, atol=1e-6)
+  assert [b.shape for b in blocks] == [(2, 3, 16)] * 3
+  # Each follows from the one before, and the norm from the last.
+  block = layers.Block(2, 4.0, jnp.dtype('float32'))
+  apply = jax.jit(lambda params, x: block.apply(params, x, train=False))
+  for i in (1, 2):
+    of_block = {'params': params['params']['blocks'][f'{i:02d}']}
+    np.testing.assert_allclose(
+        blocks[i], apply(of_block, blocks[i - 1]), atol=1e-5)
+  np.testing.assert_allclose(
+      normed, nn.LayerNorm(epsilon=1e-6).apply(
+          {'params': params['params']['norm']}, blocks[2]), atol=1e-5)
+
+
 @pytest.mark.parametrize('grid, size, shift', [
     ((8, 8), (4, 4), (2, 2)), ((12, 8), (4, 4), (2, 0)),
     ((12, 8), (4, 4), (0, 2)), ((12, 12), (6, 3), (3, 1)),

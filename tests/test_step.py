@@ -178,19 +178,21 @@ def test_the_average_of_the_weights_follows_its_formula():
 def test_evaluation_counts_valid_clips_only_and_repeats_its_masks():
   program, *_ = trained(1, 1)
   params = program.init().params
-  sums, count = program.eval_step(params, rows(program), 0)
+  sums, count, outputs = program.eval_step(params, rows(program), 0)
   assert count == 8
-  again, _ = program.eval_step(params, rows(program), 0)
+  np.testing.assert_array_equal(outputs['index'], range(8))
+  again, *_ = program.eval_step(params, rows(program), 0)
   assert again['loss'] == sums['loss']
-  other, _ = program.eval_step(params, rows(program), 1)
+  other, *_ = program.eval_step(params, rows(program), 1)
   assert other['loss'] != sums['loss']
   # Rows that only fill the batch may hold anything.
   audio = batch()['audio'].copy()
   audio[6:] = np.nan
   valid = np.array([1] * 6 + [0] * 2, np.float32)
-  part, count = program.eval_step(
+  part, count, outputs = program.eval_step(
       params, rows(program, audio=audio, valid=valid), 0)
   assert count == 6
+  np.testing.assert_array_equal(outputs['valid'], valid)
   assert 0 < part['loss'] < sums['loss']
 
 
@@ -241,7 +243,7 @@ def test_the_two_objectives_are_added_by_their_weights():
       'objective.reconstruction': 0.5, 'objective.contrastive': 0.25}))
   params = jax.tree.map(
       lambda leaf: jnp.full(leaf.shape, 0.1), program.shapes.params)
-  values, _ = program.eval_step(params, rows(program), 0)
+  values, *_ = program.eval_step(params, rows(program), 0)
   assert values['contrastive'] > 0 and values['reconstruction'] > 0
   np.testing.assert_allclose(
       values['loss'],

@@ -7,8 +7,8 @@ import logging
 import jax.numpy as jnp
 import numpy as np
 
-from audio_mae_jax import config as config_lib
 from audio_mae_jax import patches as patches_lib
+from audio_mae_jax import registry
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.convert import files
 from audio_mae_jax.convert import names
@@ -41,13 +41,13 @@ def export_weights(
   Raises:
     ValueError: the layout has no place for these weights, or `output` exists.
   """
-  config_lib.lookup(dict.fromkeys(FORMATS), format, 'format')
+  registry.lookup(dict.fromkeys(FORMATS), format, 'format')
   weights_lib.check_absent(output)
   weights = weights.part(part)
   if format == 'weights':
     weights_lib.save(output, weights, dtype)
     return weights.params
-  number = config_lib.lookup(weights_lib.DTYPES, dtype, 'dtype')
+  number = registry.lookup(weights_lib.DTYPES, dtype, 'dtype')
   if format == 'huggingface':
     settings = hugging_face_config(weights)
     tensors = tensors_of(weights, names.HUGGINGFACE)

@@ -13,6 +13,7 @@ import numpy as np
 
 from audio_mae_jax import compare
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import registry
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.convert import files
 from audio_mae_jax.convert import names
@@ -44,7 +45,7 @@ def import_weights(
     ValueError: the file is damaged, unsafe or unknown, or a tensor is missing,
       unexpected or of another shape.
   """
-  config_lib.lookup(dict.fromkeys(weights_lib.PARTS), part, 'part')
+  registry.lookup(dict.fromkeys(weights_lib.PARTS), part, 'part')
   given = settings.parse(given or {})
   tensors, hints = files.read(path)
   try:
@@ -58,7 +59,7 @@ def import_weights(
 def _import(path, tensors, hints, format, given, part):
   """`import_weights` of what was read."""
   format = format or recognize(tensors)
-  layout = config_lib.lookup(FORMATS, format, 'format')
+  layout = registry.lookup(FORMATS, format, 'format')
   tensors = {layout.canonical(name): x for name, x in tensors.items()}
   tensors = {name: x for name, x in tensors.items()
              if not any(re.fullmatch(p, name) for p in layout.ignored)}

@@ -11,6 +11,7 @@ import re
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import patches as patches_lib
+from audio_mae_jax import registry
 from audio_mae_jax.convert import files
 from audio_mae_jax.convert import positions
 from audio_mae_jax.models import encoder as encoder_lib
@@ -31,7 +32,7 @@ def parse(given: dict) -> dict:
       return value
   values = {name: value_of(value) for name, value in given.items()}
   config = _with(config_lib.Config(), values)
-  config_lib.lookup(
+  registry.lookup(
       patches_lib.POSITIONS, config.patch.positions, 'patch.positions')
   config = dataclasses.asdict(config)
 

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from audio_mae_jax import config
+from audio_mae_jax import registry
 
 # soxr's longest filter, in samples at the model's rate, with room to spare.
 _CONTEXT = 512
@@ -58,9 +58,9 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
   'duration_s' (None: to the end) say which part of it may be used. The result
   depends on the arguments and the state of `rng` alone.
   """
-  take = config.lookup(CROPS, crop, 'config.data.crop')
-  config.lookup(RESAMPLERS, resample, 'config.data.resample')
-  mix = config.lookup(CHANNELS, channels, 'config.data.channels')
+  take = registry.lookup(CROPS, crop, 'config.data.crop')
+  registry.lookup(RESAMPLERS, resample, 'config.data.resample')
+  mix = registry.lookup(CHANNELS, channels, 'config.data.channels')
   with _open(item) as recording:
     rate = recording.rate_hz
     if rate != sample_rate_hz and resample == 'error':

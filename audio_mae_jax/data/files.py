@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import math
 import os
 import pathlib
 
@@ -35,6 +36,14 @@ class Source:
   def name_of(self, i: int) -> str:
     """What a message calls clip i."""
     raise NotImplementedError
+
+  def labels_of(self, i: int) -> tuple[int, ...]:
+    """Indices into `class_names`; a source overrides it where it costs less."""
+    return self[i]['labels']
+
+  def place_of(self, i: int) -> tuple[str, float, float] | None:
+    """(file, from s, to s) of clip i; None where clips are no files."""
+    return None
 
   def describe(self) -> str:
     """One line for the start of a run."""
@@ -76,6 +85,14 @@ class Files(Source):
 
   def name_of(self, i):
     return self._files[i].id
+
+  def labels_of(self, i):
+    return self._files[i].labels
+
+  def place_of(self, i):
+    file = self._files[i]
+    length_s = math.inf if file.duration_s is None else file.duration_s
+    return file.path, file.start_s, file.start_s + length_s
 
 
 def root(data: config.Data) -> str:

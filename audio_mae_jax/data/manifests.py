@@ -1,8 +1,8 @@
 """Lists of audio files: CSV, JSONL, and the JSON of the AST code base.
 
     CSV    a header line with `path` and, where wanted, `label` (one name) or
-           `labels` (several, separated by ';' or ','), `split`, `start_s`,
-           `duration_s`; other columns are ignored
+           `labels` (several, separated by ';' or ','), `split`, `fold`,
+           `start_s`, `duration_s`; other columns are ignored
     JSONL  one object per line with the same keys; `labels` may be a list
     JSON   {"data": [{"wav": path, "labels": "/m/a,/m/b"}]}, whose labels are
            named by a class_labels_indices.csv with index, mid, display_name
@@ -15,7 +15,9 @@ import math
 import os
 import re
 
-from audio_mae_jax import config
+from audio_mae_jax import registry
+
+_PROBED = 100  # rows that are looked for on disk to find where paths start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Row:
   path: str  # as written in the manifest
   labels: tuple[str, ...] = ()
   split: str = ''
+  fold: str = ''  # of a cross-validation
   start_s: float = 0.0
   duration_s: float | None = None  # None: to the end of the file
 
@@ -35,10 +38,119 @@ def read(path: str) -> list[Row]:
         f'No manifest at {path}. Put one there, or name another: a '
         f'{", ".join(FORMATS)} file that lists audio files.')
   suffix = os.path.splitext(path)[1].lower()
-  rows = config.lookup(FORMATS, suffix, f'{path}: suffix')(path)
+  rows = registry.lookup(FORMATS, suffix, f'{path}: suffix')(path)
   if not rows:
     raise ValueError(f'The manifest {path} has no rows.')
   return rows
+
+
+def choose(rows: list[Row], split: str, folds: str, place: str,
+           where: str) -> list[Row]:
+  """The rows of `split` (several: 'a+b') and `folds` ('1,2', or not: '!1').
+
+  Empty takes all. `place` is the manifest and `where` the group of settings,
+  for the ValueError that says which of the two left nothing.
+  """
+  if split:
+    splits = sorted({row.split for row in rows})
+    wanted = {split} if split in splits else set(split.split('+'))
+    for name in sorted(wanted - set(splits)):
+      raise ValueError(
+          f'{place} has no rows of split {name!r}; its splits are '
+          f'{", ".join(map(repr, splits))}. Set {where}.split to one of them, '
+          "or to several ('a+b').")
+    rows = [row for row in rows if row.split in wanted]
+  if folds:
+    kept = [row for row in rows if _in(folds, row.fold)]
+    known = sorted({row.fold for row in rows} - {''}, key=_by_number)
+    wrong = [fold for fold in _names(folds) if fold not in known]
+    if wrong or not kept:
+      raise ValueError(_no_folds(f'{where}.folds={folds!r}', wrong, known,
+                                 place, split))
+    rows = kept
+  return rows
+
+
+def _names(folds):
+  return [name.strip() for name in folds.removeprefix('!').split(',')]
+
+
+def _in(folds, fold):
+  return (fold in _names(folds)) != folds.startswith('!')
+
+
+def _by_number(fold):
+  return len(fold), fold
+
+
+def _no_folds(setting, wrong, known, place, split):
+  of = f' of split {split!r}' if split else ''
+  if not known:
+    return (f'{setting}, but the rows{of} in {place} have no folds. Give it a '
+            'column "fold", or leave the setting empty.')
+  if wrong:
+    return (f"{setting}: {place} has no fold {wrong[0]!r}{of}; it has "
+            f"{', '.join(known)}. Name some ('1,2'), or all but some ('!1').")
+  return (f'{setting} leaves no row{of} of {place}: its folds are '
+          f'{", ".join(known)}.')
+
+
+def base_of(rows: list[Row], place: str, bases: list[str]) -> str:
+  """The first of the folders `bases` in which one of the first rows exists.
+
+  A few missing files are bad files, to be counted and reported; when all are
+  missing the folder is wrong, and that is worth a FileNotFoundError at once.
+  """
+  for base in bases:
+    if any(os.path.exists(os.path.join(base, row.path))
+           for row in rows[:_PROBED]):
+      return base
+  looked = dict.fromkeys(os.path.join(base, rows[0].path) for base in bases)
+  raise FileNotFoundError(
+      f'None of the first {len(rows[:_PROBED])} files in {place} exists; '
+      f'looked for {" and ".join(looked)}. Paths in a manifest are absolute, '
+      'or start at its own folder or at config.data.root (or '
+      '$AUDIO_MAE_DATA).')
+
+
+def write(path: str, rows: list[Row]):
+  """Writes `rows` as a CSV manifest, with the columns that they need.
+
+  Raises ValueError for a row that CSV cannot hold: one of several labels, one
+  of which has a comma or a semicolon.
+  """
+  several = any(len(row.labels) > 1 for row in rows)
+  columns = ['path', 'labels' if several else 'label']
+  columns += [name for name in ('split', 'fold', 'start_s', 'duration_s')
+              if any(getattr(row, name) for row in rows)]
+  entries = []
+  for row in rows:
+    if several and any(re.search('[;,]', label) for label in row.labels):
+      raise ValueError(
+          f'{row.path} has the labels {row.labels}; in a manifest of several '
+          'labels per clip they are separated by ; or , and cannot hold one. '
+          'Rename them.')
+    entry = dataclasses.asdict(row)
+    labels = ';'.join(row.labels)
+    entries.append(entry | {'label': labels, 'labels': labels})
+  _write_csv(path, columns, entries)
+
+
+def write_classes(path: str, ids: list[str], names: list[str]):
+  """Writes a class table, which `read_classes` reads."""
+  _write_csv(path, ['index', 'mid', 'display_name'], [
+      dict(index=index, mid=mid, display_name=name)
+      for index, (mid, name) in enumerate(zip(ids, names, strict=True))])
+
+
+def _write_csv(path, columns, entries):
+  partial = f'{path}.partial'
+  with open(partial, 'w', encoding='utf-8', newline='') as file:
+    writer = csv.DictWriter(
+        file, columns, extrasaction='ignore', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(entries)
+  os.replace(partial, path)
 
 
 def read_classes(path: str) -> tuple[list[str], list[str]]:
@@ -73,7 +185,7 @@ def _csv(path):
           f'{path} has no column "path"; its first line names '
           f'{", ".join(reader.fieldnames or ()) or "nothing"}. A CSV manifest '
           'needs a header with path and may have label or labels, split, '
-          'start_s and duration_s.')
+          'fold, start_s and duration_s.')
     return [_row(entry, f'{path}, line {reader.line_num}') for entry in reader]
 
 
@@ -123,9 +235,14 @@ def _row(entry, where):
   return Row(
       path=path,
       labels=tuple(str(label) for label in labels if label not in (None, '')),
-      split=str(entry.get('split') or ''),
+      split=_text(entry.get('split')),
+      fold=_text(entry.get('fold')),
       start_s=_seconds(entry, 'start_s', where) or 0.0,
       duration_s=_seconds(entry, 'duration_s', where))
+
+
+def _text(value):
+  return '' if value is None else str(value).strip()  # 0 is a fold's name
 
 
 def _seconds(entry, key, where):

@@ -1,16 +1,16 @@
 """Batches of clips: shuffled, decoded in threads, the same for every layout.
 
-Training runs through positions 0, 1, 2, ... Position q is the clip that Grain's
-shuffle, seeded by the run and by the epoch q // len(source), puts there; its
-crop is drawn from (seed, q). Row r of the batch of step s is position
-s * B + r, and process p of P decodes rows p * B / P up to (p + 1) * B / P. So a
-batch is a function of (source, seed, step) alone: it does not depend on the
-process count, and a run resumes at a step without reading what came before. The
-step is the whole data position. Grain's own iterator state would not do: it can
-only be restored with the number of processes and workers that wrote it.
+Training runs through positions 0, 1, 2, ... Which clip lies at position q is
+said by sampling.py; its crop is drawn from (seed, q). Row r of the batch of
+step s is position s * B + r, and process p of P decodes rows p * B / P up to
+(p + 1) * B / P. So a batch is a function of (source, seed, step) alone: it does
+not depend on the process count, and a run resumes at a step without reading
+what came before. The step is the whole data position. Grain's own iterator
+state would not do: it can only be restored with the number of processes and
+workers that wrote it.
 
-Epochs go over batch boundaries: each clip comes exactly once per len(source)
-positions, and no clip is dropped.
+Epochs go over batch boundaries: shuffled, each clip comes exactly once per
+len(source) positions, and no clip is dropped.
 
 A clip that cannot be used gives its place to others, tried in an order that
 (seed, q) determines. What an earlier step found bad is tried again, so that a
@@ -34,18 +34,21 @@ import numpy as np
 
 from audio_mae_jax import config
 from audio_mae_jax import frontend
+from audio_mae_jax import registry
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import files
 from audio_mae_jax.data import report as report_lib
+from audio_mae_jax.data import sampling
 
 _MAX_THREADS = 16
 _MAX_TRIES = 1000  # clips in a row that may fail before the run gives up
 _NO_CLIP = -1  # index of a row that only pads the last batch
 
 
-def steps_per_epoch(source: files.Source, batch_size: int) -> int:
-  """Whole batches in the source; at least 1."""
-  return max(1, len(source) // batch_size)
+def steps_per_epoch(source: files.Source, cfg: config.Config) -> int:
+  """Whole batches in an epoch; at least 1."""
+  clips = sampling.make(source, cfg).clips_per_epoch
+  return max(1, clips // cfg.train.batch_size)
 
 
 def check(cfg: config.Config):
@@ -59,8 +62,9 @@ def check(cfg: config.Config):
   if cfg.data.num_threads < 0:
     raise ValueError(f'config.data.num_threads={cfg.data.num_threads}; it '
                      'takes 0 (one per core) or more.')
-  config.lookup(audio_io.CROPS, cfg.data.crop, 'config.data.crop')
-  config.lookup(audio_io.RESAMPLERS, cfg.data.resample, 'config.data.resample')
+  registry.lookup(audio_io.CROPS, cfg.data.crop, 'config.data.crop')
+  registry.lookup(
+      audio_io.RESAMPLERS, cfg.data.resample, 'config.data.resample')
   clip_samples(cfg)
 
 
@@ -78,18 +82,19 @@ def clip_samples(cfg: config.Config) -> int:
 
 def train_batches(source: files.Source, cfg: config.Config, *,
                   start_step: int = 0, process_index: int = 0,
-                  process_count: int = 1, report: report_lib.BadFiles):
+                  process_count: int = 1, report: report_lib.BadFiles,
+                  labelled: bool = False):
   """This process' rows of the batches of steps `start_step` and on, for ever.
 
   Yields dicts of 'audio' float32 [B / P, S], 'num_samples' int32 [B / P],
-  'index' int32 [B / P] and 'valid' float32 [B / P], all ones. Close the
-  generator to stop its threads.
+  'index' int32 [B / P] and 'valid' float32 [B / P], all ones; `labelled`, also
+  'labels' float32 [B / P, C], 1 for each label. Close the generator to stop its
+  threads.
   """
-  clips = _Clips(source, cfg, cfg.data.crop, report)
+  clips = _Clips(source, cfg, cfg.data.crop, report, labelled)
   rows = _local_rows(cfg, process_index, process_count)
   seed = cfg.train.seed
-  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-  order[0]  # Grain sets a dataset up at its first use, not safely in threads
+  order = sampling.make(source, cfg)
 
   def row(i):
     step, r = divmod(i, len(rows))
@@ -104,14 +109,14 @@ def train_batches(source: files.Source, cfg: config.Config, *,
 
 def eval_batches(source: files.Source, cfg: config.Config, *,
                  process_index: int = 0, process_count: int = 1,
-                 report: report_lib.BadFiles):
+                 report: report_lib.BadFiles, labelled: bool = False):
   """This process' rows of one pass over the source, in its order.
 
   As `train_batches`, but every clip comes once and from its start. 'valid' is
   0.0 for clips that cannot be used and for the rows, of index -1, that fill the
   last batch.
   """
-  clips = _Clips(source, cfg, 'start', report)
+  clips = _Clips(source, cfg, 'start', report, labelled)
   rows = _local_rows(cfg, process_index, process_count)
   num_batches = math.ceil(len(source) / cfg.train.batch_size)
 
@@ -175,10 +180,11 @@ class _Memory:
 class _Clips:
   """Rows of a batch from the clips of a source; safe in threads."""
 
-  def __init__(self, source, cfg, crop, report):
+  def __init__(self, source, cfg, crop, report, labelled):
     check(cfg)
     self._source = source
     self._report = report
+    self._num_classes = cfg.model.classifier.num_classes if labelled else None
     self._num_samples = clip_samples(cfg)
     rate_hz = cfg.frontend.sample_rate_hz
     load = functools.partial(
@@ -215,7 +221,7 @@ class _Clips:
     if row is not None:
       return row
     silence = np.zeros(self._num_samples, np.float32)
-    return _row(silence, self._num_samples, index, valid=0.0)
+    return self._as_row(silence, self._num_samples, index, (), valid=0.0)
 
   def _row(self, index, rng):
     item = self._source[index]
@@ -231,12 +237,15 @@ class _Clips:
     self._report.saw_good()
     audio = np.zeros(self._num_samples, np.float32)
     audio[:len(samples)] = samples
-    return _row(audio, len(samples), index, valid=1.0)
+    return self._as_row(audio, len(samples), index, item['labels'], valid=1.0)
 
-
-def _row(audio, num_samples, index, valid):
-  return {'audio': audio, 'num_samples': np.int32(num_samples),
-          'index': np.int32(index), 'valid': np.float32(valid)}
+  def _as_row(self, audio, num_samples, index, labels, valid):
+    row = {'audio': audio, 'num_samples': np.int32(num_samples),
+           'index': np.int32(index), 'valid': np.float32(valid)}
+    if self._num_classes is not None:
+      row['labels'] = np.zeros(self._num_classes, np.float32)
+      row['labels'][list(labels)] = 1
+    return row
 
 
 def _local_rows(cfg, process_index, process_count):

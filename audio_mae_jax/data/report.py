@@ -6,6 +6,7 @@ import os
 import threading
 
 from audio_mae_jax import config
+from audio_mae_jax import registry
 
 _LISTED = 20  # files in a message; the report file has them all
 
@@ -24,7 +25,7 @@ class BadFiles:
   """
 
   def __init__(self, num_files: int, data: config.Data):
-    config.lookup(ON_BAD, data.on_bad, 'config.data.on_bad')
+    registry.lookup(ON_BAD, data.on_bad, 'config.data.on_bad')
     if not 0 <= data.max_bad_fraction <= 1:
       raise ValueError('config.data.max_bad_fraction is a share of the files, '
                        f'0 to 1; got {data.max_bad_fraction}.')

@@ -5,25 +5,28 @@ own group of settings, and fields of `config.Source` as keywords, and returns a
 `files.Source`; an entry in `SOURCES`; a test.
 """
 
+import dataclasses
+import difflib
 import os
 import pathlib
 
 import numpy as np
 
 from audio_mae_jax import config
+from audio_mae_jax import registry
 from audio_mae_jax.data import files
 from audio_mae_jax.data import manifests
 from audio_mae_jax.data import tfds_source
 
 _DEMO = pathlib.Path(__file__).parent / 'demo'
-_PROBED = 100  # rows of a manifest looked for on disk at start-up
+_LISTED = 20  # classes in a message
 _SYNTHETIC_HZ = 16000
 
 
 def make(settings: config.Source, data: config.Data,
          where: str = 'config.data.train') -> files.Source:
   """The source that `settings`, the group of settings `where`, describes."""
-  part, keywords = config.select(SOURCES, settings, where)
+  part, keywords = registry.select(SOURCES, settings, where)
   if keywords.get('segment_s', 0) < 0:
     raise ValueError(
         f'{where}.segment_s={settings.segment_s}; it takes seconds, or 0 to '
@@ -31,7 +34,7 @@ def make(settings: config.Source, data: config.Data,
   return part(data, where, **keywords)
 
 
-def folder(data, where, *, path, segment_s):
+def folder(data, where, *, path, classes, segment_s):
   """All audio files under a folder; the label is the parent folder's name."""
   place = files.resolve(
       data, path, f'{where}.path', 'the folder with your audio files')
@@ -51,10 +54,12 @@ def folder(data, where, *, path, segment_s):
   listed = [
       files.File(os.path.join(place, path), path, numbers.get(parent, ()))
       for path, parent in zip(found, parents, strict=True)]
+  listed, names = _only(listed, names, names, classes, where)
   return files.Files(f'folder {place}', listed, names, segment_s)
 
 
-def manifest(data, where, *, path, split, labels_csv, segment_s):
+def manifest(data, where, *, path, split, folds, classes, labels_csv,
+             segment_s):
   """The files that a manifest lists; see manifests.py for the formats."""
   place = files.resolve(data, path, f'{where}.path', 'the manifest')
   table = labels_csv and files.resolve(
@@ -62,19 +67,28 @@ def manifest(data, where, *, path, split, labels_csv, segment_s):
   bases = [os.path.dirname(place)]
   if files.root(data):
     bases.append(os.path.abspath(files.root(data)))
-  return _listed(f'manifest {place}', place, bases, split, table, segment_s)
+  rows = manifests.read(place)
+  ids, names = _classes(rows, place, table)
+  rows = manifests.choose(rows, split, folds, place, where)
+  listed = _files(rows, ids, manifests.base_of(rows, place, bases))
+  listed, names = _only(listed, ids, names, classes, where)
+  return files.Files(f'manifest {place}', listed, names, segment_s)
 
 
-def demo(data, where, *, split, segment_s):
+def demo(data, where, *, split, classes, segment_s):
   """The recordings that come with the package."""
-  del data, where  # they lie in one place
+  del data  # they lie in one place
   place = _DEMO / 'manifest.csv'
   if not place.is_file():
     raise FileNotFoundError(
         f'The bundled recordings are not at {place}: this installation is '
         'incomplete. Install the package again.')
-  return _listed(
-      'demo recordings', str(place), [str(_DEMO)], split, '', segment_s)
+  rows = manifests.read(str(place))
+  ids, names = _classes(rows, str(place), '')
+  rows = manifests.choose(rows, split, '', str(place), where)
+  listed, names = _only(
+      _files(rows, ids, str(_DEMO)), ids, names, classes, where)
+  return files.Files('demo recordings', listed, names, segment_s)
 
 
 class Synthetic(files.Source):
@@ -118,52 +132,71 @@ class Synthetic(files.Source):
     return f'synthetic {i}'
 
 
-def _listed(title, place, bases, split, table, segment_s):
-  """The files of manifest `place`; its relative paths start at a base."""
-  rows = manifests.read(place)
-  if table:
-    ids, names = manifests.read_classes(table)
-  else:  # from all rows, so that every split numbers them alike
-    ids = names = sorted({label for row in rows for label in row.labels})
-  numbers = {name: i for i, name in enumerate(ids)}
+def _classes(rows, place, table):
+  """Ids and names of the classes, those of the file `table` if there is one.
+
+  Without it they are the labels of all rows, so that every split numbers them
+  alike.
+  """
+  if not table:
+    found = sorted({label for row in rows for label in row.labels})
+    return found, found
+  ids, names = manifests.read_classes(table)
+  known = set(ids)
   for row in rows:
     for label in row.labels:
-      if label not in numbers:
+      if label not in known:
         raise ValueError(
             f'{place} labels {row.path} with {label!r}, which is not in the '
             f'mid column of {table}.')
-  used = [row for row in rows if not split or row.split == split]
-  if not used:
-    splits = sorted({row.split for row in rows})
-    raise ValueError(
-        f'{place} has no rows of split {split!r}; its splits are '
-        f'{", ".join(map(repr, splits))}.')
-  base = _base(used, place, bases)
-  listed = [
+  return ids, names
+
+
+def _files(rows, ids, base):
+  numbers = {name: i for i, name in enumerate(ids)}
+  return [
       files.File(os.path.join(base, row.path),
                  f'{row.path}@{row.start_s:g}s' if row.start_s else row.path,
                  tuple(numbers[label] for label in row.labels),
                  row.start_s, row.duration_s)
-      for row in used]
-  return files.Files(title, listed, names, segment_s)
+      for row in rows]
 
 
-def _base(rows, place, bases):
-  """The first folder under which one of the first rows exists.
+def _only(listed, ids, names, classes, where):
+  """The files with a label among `classes`, and the class names: `classes`.
 
-  A few missing files are bad files, to be counted and reported; when all are
-  missing the folder is wrong, and that is worth saying at once.
+  A class is named by its id or its display name. Other labels of a file that
+  stays are dropped. Empty `classes` leave everything as it is.
   """
-  for base in bases:
-    if any(os.path.exists(os.path.join(base, row.path))
-           for row in rows[:_PROBED]):
-      return base
-  looked = dict.fromkeys(os.path.join(base, rows[0].path) for base in bases)
-  raise FileNotFoundError(
-      f'None of the first {len(rows[:_PROBED])} files in {place} exists; '
-      f'looked for {" and ".join(looked)}. Paths in a manifest are absolute, '
-      'or start at its own folder or at config.data.root (or '
-      f'${files.ROOT_VARIABLE}).')
+  if not classes:
+    return listed, names
+  number = {name: i for i, name in enumerate(names)}
+  number |= {name: i for i, name in enumerate(ids)}
+  for name in classes:
+    if name not in number:
+      raise ValueError(_no_class(f'{where}.classes', name, names, number))
+  place = {number[name]: i for i, name in enumerate(classes)}
+  if len(place) < len(classes):
+    raise ValueError(f'{where}.classes={classes} names a class twice.')
+  kept = []
+  for file in listed:
+    labels = tuple(place[label] for label in file.labels if label in place)
+    if labels:
+      kept.append(dataclasses.replace(file, labels=labels))
+  if not kept:
+    raise ValueError(
+        f'{where}.classes={classes} leaves none of the {len(listed)} clips '
+        f'that the other settings of {where} choose: none has such a label.')
+  return kept, list(classes)
+
+
+def _no_class(where, name, names, known):
+  near = difflib.get_close_matches(name, list(known), n=1)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  more = len(names) - _LISTED
+  return (f'{where}: the data has no class {name!r}.{hint} Its classes: '
+          f'{", ".join(names[:_LISTED]) or "none"}'
+          f'{f" and {more} more" if more > 0 else ""}.')
 
 
 SOURCES = {

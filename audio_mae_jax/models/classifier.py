@@ -50,8 +50,9 @@ def make(config: config_lib.Config) -> Classifier:
         f'{", ".join(POOLS)}.')
   if settings.num_classes < 0:
     raise ValueError(
-        f'model.classifier.num_classes={settings.num_classes}: give the number '
-        'of classes, or 0 for embeddings.')
+        f'model.classifier.num_classes={settings.num_classes}: -1 means as '
+        'many as the data has, which is known where data is opened. Here, give '
+        'the number of classes, or 0 for embeddings.')
   return Classifier(
       encoder=encoder_lib.make(config, settings.pool == 'class_token'),
       num_classes=settings.num_classes, pool=settings.pool)

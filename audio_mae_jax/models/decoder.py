@@ -10,6 +10,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import registry
 from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import layers
 from audio_mae_jax.models import window as window_lib
@@ -106,7 +107,7 @@ DECODERS = {'global': Global, 'local': Local, 'hybrid': Hybrid}
 def make(config: config_lib.Config) -> nn.Module:
   """The decoder that `config` describes."""
   model = config.model
-  decoder, settings = config_lib.select(
+  decoder, settings = registry.select(
       DECODERS, model.decoder, 'model.decoder')
   encoder_lib.check_heads(
       settings['width'], settings['heads'], 'model.decoder')

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import registry
 from audio_mae_jax.models import layers
 
 VARIANTS = {  # width D, blocks, heads H
@@ -18,7 +19,7 @@ VARIANTS = {  # width D, blocks, heads H
 
 def sizes(encoder: config_lib.Encoder) -> tuple[int, int, int]:
   """(width, depth, heads): the variant's, or what `encoder` says instead."""
-  table = config_lib.lookup(VARIANTS, encoder.variant, 'model.encoder.variant')
+  table = registry.lookup(VARIANTS, encoder.variant, 'model.encoder.variant')
   width, depth, heads = (
       own or value for own, value in
       zip((encoder.width, encoder.depth, encoder.heads), table))
@@ -48,10 +49,14 @@ class Encoder(nn.Module):
   scan: bool = False
   remat: str = 'none'
   final_norm: bool = True
+  drop_path: float = 0.0
 
   @nn.compact
-  def __call__(self, patches, grid, keep_ids=None, *, train=False):
-    """`keep_ids` int32 [B, K], or None to encode all N patches."""
+  def __call__(self, patches, grid, keep_ids=None, *, train=False, every=False):
+    """`keep_ids` int32 [B, K], or None to encode all N patches.
+
+    With `every`, also a list of what each block gives, not normalised.
+    """
     table = layers.positions(self, grid, self.width, self.patch)
     places = table[1:]
     if keep_ids is not None:
@@ -73,8 +78,12 @@ class Encoder(nn.Module):
     x = layers.Stack(
         lambda i: layers.Block(
             self.heads, self.mlp_ratio, self.dtype, parent=None),
-        self.depth, scan=self.scan, remat=self.remat, name='blocks')(x, train)
-    return layers.layer_norm(self.dtype, 'norm')(x) if self.final_norm else x
+        self.depth, scan=self.scan, remat=self.remat, drop_path=self.drop_path,
+        name='blocks')(x, train, every)
+    blocks, x = (x, x[-1]) if every else ([], x)
+    if self.final_norm:
+      x = layers.layer_norm(self.dtype, 'norm')(x)
+    return (x, blocks) if every else x
 
 
 def make(config: config_lib.Config, final_norm: bool = True) -> Encoder:
@@ -83,8 +92,13 @@ def make(config: config_lib.Config, final_norm: bool = True) -> Encoder:
   if model.dtype not in ('float32', 'bfloat16'):
     raise ValueError(
         f'model.dtype={model.dtype!r} is not known: float32, bfloat16.')
-  config_lib.lookup(layers.REMAT, model.remat, 'model.remat')
+  registry.lookup(layers.REMAT, model.remat, 'model.remat')
   width, depth, heads = sizes(model.encoder)
+  rate = model.encoder.drop_path
+  if not 0 <= rate < 1:
+    raise ValueError(
+        f'model.encoder.drop_path={rate} is not the share of clips that pass '
+        'by the branches of the last block: at least 0 (none) and below 1.')
   return Encoder(
       width, depth, heads, model.encoder.mlp_ratio, config.patch,
-      jnp.dtype(model.dtype), model.scan_layers, model.remat, final_norm)
+      jnp.dtype(model.dtype), model.scan_layers, model.remat, final_norm, rate)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import patches as patches_lib
@@ -95,6 +96,17 @@ class Attention(nn.Module):
     return dense(x.shape[-1], self.dtype, 'proj')(out.reshape(x.shape))
 
 
+def drop_path(uniform, rate: float):
+  """What the branches of a stack are multiplied by: 0, or 1 / (1 - rate).
+
+  `uniform` float32 [depth, branches, B] are draws in [0, 1), `rate` is that of
+  the last block; the first one's is 0, between them it rises evenly (timm).
+  """
+  keep = 1 - np.linspace(0, rate, uniform.shape[0], dtype=np.float32)
+  keep = keep[:, None, None]
+  return jnp.where(keep + uniform >= 1, 1 / keep, 0)
+
+
 class Block(nn.Module):
   """Pre-norm transformer block, [B, L, D] -> [B, L, D]."""
   heads: int
@@ -102,12 +114,17 @@ class Block(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, train: bool):
-    del train  # nothing in it is random
-    x = x + Attention(self.heads, self.dtype, name='attn')(
-        layer_norm(self.dtype, 'norm1')(x))
-    return x + Mlp(round(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')(
-        layer_norm(self.dtype, 'norm2')(x))
+  def __call__(self, x, train: bool, kept=None):
+    """`kept` float32 [2, B] scales attention and MLP of each clip, if given."""
+    del train  # what is random is an argument
+    attention = Attention(self.heads, self.dtype, name='attn')
+    mlp = Mlp(round(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')
+    for i, branch in enumerate((attention, mlp)):
+      y = branch(layer_norm(self.dtype, f'norm{i + 1}')(x))
+      if kept is not None:  # a factor in bfloat16 would be off for all clips
+        y = (y * kept[i][:, None, None]).astype(self.dtype)
+      x = x + y
+    return x
 
 
 REMAT = {
@@ -124,16 +141,19 @@ class Stack(nn.Module):
   `blocks(i)` makes block i as a module of its own (`parent=None`); blocks i and
   i + `period` must be alike. With `scan`, one period is compiled and looped
   over, on parameters stacked in the step: the layout of parameters, and so of
-  checkpoints, is the same with and without it.
+  checkpoints, is the same with and without it. In training, clips pass by the
+  branches of `Block`s at the rates that `drop_path` gives.
   """
   blocks: Callable[[int], nn.Module]
   depth: int
   period: int = 1
   scan: bool = False
   remat: str = 'none'
+  drop_path: float = 0.0
 
   @nn.compact
-  def __call__(self, x, train: bool = False):
+  def __call__(self, x, train: bool = False, every: bool = False):
+    """[B, L, D] -> [B, L, D]; with `every`, a list of what each block gives."""
     members = [self.blocks(i) for i in range(min(self.period, self.depth))]
     # The parameters of a whole block are one entry: blocks are applied as
     # functions, so that a scan can loop over them.
@@ -143,24 +163,41 @@ class Stack(nn.Module):
             lambda rng, i=i: members[i % self.period].init(
                 rng, x, train=False)['params'])
         for i in range(self.depth)]
-    keys = (list(jax.random.split(self.make_rng('dropout'), self.depth))
-            if train else [None] * self.depth)
+    draws = self._draws(x.shape[0]) if train else [{}] * self.depth
 
-    def one_period(x, layers_and_keys):
-      for member, (params, key) in zip(members, layers_and_keys):
-        rngs = None if key is None else {'dropout': key}
-        x = member.apply({'params': params}, x, train=train, rngs=rngs)
-      return x
+    def one_period(x, group):
+      outputs = []
+      for member, (params, drawn) in zip(members, group):
+        kept = {'kept': drawn['kept']} if 'kept' in drawn else {}
+        rngs = {'dropout': drawn['key']} if 'key' in drawn else None
+        x = member.apply({'params': params}, x, train=train, rngs=rngs, **kept)
+        outputs.append(x)
+      return x, outputs if every else []
 
     one_period = REMAT[self.remat](one_period)
-    pairs = list(zip(layers, keys))
-    whole = self.depth - self.depth % self.period
-    groups = [pairs[i:i + self.period] for i in range(0, whole, self.period)]
-    if self.scan and len(groups) > 1:
-      stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *groups)
-      x, _ = jax.lax.scan(
-          lambda x, group: (one_period(x, group), None), x, stacked)
-    else:
-      for group in groups:
-        x = one_period(x, group)
-    return one_period(x, pairs[whole:]) if pairs[whole:] else x
+    pairs = list(zip(layers, draws))
+    groups = [pairs[i:i + self.period]
+              for i in range(0, self.depth, self.period)]
+    whole = self.depth // self.period
+    seen = []
+    if self.scan and whole > 1:
+      stacked = jax.tree.map(
+          lambda *leaves: jnp.stack(leaves), *groups[:whole])
+      x, outputs = jax.lax.scan(one_period, x, stacked)
+      seen = [output[i] for i in range(whole) for output in outputs]
+      groups = groups[whole:]
+    for group in groups:
+      x, outputs = one_period(x, group)
+      seen += outputs
+    return seen if every else x
+
+  def _draws(self, batch):
+    """For each block, what is random in it."""
+    keys = jax.random.split(self.make_rng('dropout'), self.depth)
+    if not self.drop_path:
+      return [{'key': key} for key in keys]
+    kept = drop_path(
+        jax.random.uniform(
+            self.make_rng('dropout'), (self.depth, 2, batch), jnp.float32),
+        self.drop_path)
+    return [{'key': key, 'kept': k} for key, k in zip(keys, kept)]

@@ -13,12 +13,16 @@ from audio_mae_jax import flops
 from audio_mae_jax import frontend
 from audio_mae_jax import losses
 from audio_mae_jax import masking
+from audio_mae_jax import metrics
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax.models import mae
 
 
 class Pretrain:
   """See `tasks.Task`."""
+
+  labelled = False
+  metric = ''
 
   def __init__(self, config: config_lib.Config):
     self.config = config
@@ -46,11 +50,15 @@ class Pretrain:
   def prepare(self, batch, rng, *, train):
     """-> {'patches' [B, N, P], 'mask'}; see `tasks.Task`."""
     audio, num_samples = batch['audio'], batch['num_samples']
-    rng_augment, rng_mask = jax.random.split(rng)
+    # The first two are what `split(rng)` gives: older runs have their draws.
+    rng_wave, rng_mask, rng_features = jax.random.split(rng, 3)
     if train:
-      audio = augment.augment(
-          rng_augment, audio, num_samples, self.config.augment)
+      audio, _ = augment.waveform(
+          rng_wave, audio, num_samples, self.config.augment)
     spectrogram = frontend.features(audio, num_samples, self.config.frontend)
+    if train:
+      spectrogram = augment.spectrogram(
+          rng_features, spectrogram, self.config.frontend, self.config.augment)
     return {
         'patches': patches_lib.patchify(spectrogram, self.config.patch),
         'mask': self.draw_mask(rng_mask, audio.shape[0]),
@@ -76,6 +84,13 @@ class Pretrain:
           output.context, hidden, objective.temperature)
       total += objective.contrastive * values['contrastive']
     return {'loss': total, **values}
+
+  def evaluate(self, params, inputs):
+    return self.losses(params, inputs), {}
+
+  def metrics(self, outputs):
+    del outputs  # the losses say it all
+    return metrics.Result({}, {})
 
   def picture(self, params, inputs):
     """Predicted patches get the mean and deviation of the true ones back."""

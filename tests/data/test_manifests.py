@@ -33,6 +33,84 @@ def test_a_csv_manifest_has_labels_splits_and_parts(write, tmp_path):
     listing.make('manifest', path=path, split='test')
 
 
+@pytest.fixture
+def folds(tmp_path):
+  """folds(**fields of config.Source) -> ids of the chosen rows."""
+  rows = [('a', 'train', '1'), ('b', 'train', '2'), ('c', 'valid', '10'),
+          ('d', 'test', '')]
+  for name, _, _ in rows:
+    listing.write_text(tmp_path / name, '')
+  path = listing.write_csv(tmp_path / 'm.csv', [
+      dict(path=name, split=split, fold=fold) for name, split, fold in rows])
+  return lambda **fields: listing.ids(
+      listing.make('manifest', path=path, **fields))
+
+
+@pytest.mark.parametrize('fields, ids', [
+    (dict(), 'abcd'), (dict(folds='1'), 'a'), (dict(folds='10, 2'), 'bc'),
+    (dict(folds='!1'), 'bcd'), (dict(folds='!1,10'), 'bd'),
+    (dict(split='train', folds='!2'), 'a'), (dict(split='train+test'), 'abd')])
+def test_rows_are_chosen_by_split_and_fold(folds, fields, ids):
+  assert folds(**fields) == list(ids)
+
+
+@pytest.mark.parametrize('fields, message', [
+    (dict(folds='3'), r"config.data.train.folds='3': .*m.csv has no fold '3'; "
+     r"it has 1, 2, 10. Name some \('1,2'\), or all but some \('!1'\)"),
+    (dict(folds='!0'), "has no fold '0'"),
+    (dict(split='train', folds='10'), "no fold '10' of split 'train'; it has "
+     '1, 2.'),
+    (dict(split='train', folds='!1,2'), "folds='!1,2' leaves no row of split "
+     "'train' of .*m.csv: its folds are 1, 2"),
+    (dict(split='test', folds='1'), "the rows of split 'test' in .*m.csv have "
+     'no folds. Give it a column "fold"'),
+    (dict(split='train+tets'), "no rows of split 'tets'; its splits are "
+     "'test', 'train', 'valid'. Set config.data.train.split")])
+def test_what_leaves_no_rows_is_named(folds, fields, message):
+  with pytest.raises(ValueError, match=message):
+    folds(**fields)
+
+
+def test_a_split_may_have_a_plus_in_its_name(write, tmp_path):
+  write('a.wav', np.zeros(99))
+  path = listing.write_csv(
+      tmp_path / 'm.csv', [dict(path='a.wav', split='train+noise')])
+  assert len(listing.make('manifest', path=path, split='train+noise')) == 1
+
+
+@pytest.mark.parametrize('rows', [
+    [manifests.Row('a.wav')],
+    [manifests.Row('a, "b".wav', ('x; y',), 'train'),
+     manifests.Row('é.wav', (), '')],
+    [manifests.Row('a.wav', ('x', 'y'), '', '2', 0.5, 1.25),
+     manifests.Row('b.wav', ('x',), 'test', '0', 0.0, None)]])
+def test_what_is_written_is_read_back(tmp_path, rows):
+  path = str(tmp_path / 'm.csv')
+  manifests.write(path, rows)
+  assert manifests.read(path) == rows
+
+
+def test_columns_that_nothing_needs_are_not_written(tmp_path):
+  path = tmp_path / 'm.csv'
+  manifests.write(str(path), [manifests.Row('a.wav', ('x',))])
+  assert path.read_bytes() == b'path,label\na.wav,x\n'
+
+
+def test_several_labels_with_separators_cannot_be_written(tmp_path):
+  with pytest.raises(ValueError, match=(
+      r"a.wav has the labels \('x', 'y, z'\); .* Rename them")):
+    manifests.write(
+        str(tmp_path / 'm.csv'), [manifests.Row('a.wav', ('x', 'y, z'))])
+  assert not list(tmp_path.iterdir())
+
+
+def test_class_tables_are_read_back(tmp_path):
+  path = str(tmp_path / 'c.csv')
+  manifests.write_classes(path, ['/m/b', '/m/a'], ['Bark, dog', 'Alarm'])
+  assert manifests.read_classes(path) == (
+      ['/m/b', '/m/a'], ['Bark, dog', 'Alarm'])
+
+
 @pytest.mark.parametrize('entry, labels', [
     ('"label": 0', ('0',)), ('"labels": [0, 2]', ('0', '2')),
     ('"labels": 3', ('3',)), ('"labels": "a;b"', ('a', 'b')),

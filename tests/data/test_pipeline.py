@@ -1,5 +1,7 @@
 """Batches: complete, deterministic, independent of the layout, resumable."""
 
+import dataclasses
+
 import batching
 import numpy as np
 import pytest
@@ -200,10 +202,33 @@ def test_evaluation_starts_at_the_start_and_marks_bad_clips(
   assert not batches[0]['audio'][2].any() and bad.count == 1
 
 
-def test_an_epoch_has_at_least_one_step(numbered):
+def test_an_epoch_has_at_least_one_step(numbered, settings):
   source = numbered(9)
-  assert [pipeline.steps_per_epoch(source, b) for b in (1, 4, 9, 10)] == [
-      9, 2, 1, 1]
+  assert [pipeline.steps_per_epoch(source, settings(b))
+          for b in (1, 4, 9, 10)] == [9, 2, 1, 1]
+
+
+def test_an_epoch_of_draws_has_its_own_length(settings):
+  source = sources.make(
+      config.Source(name='synthetic', num_clips=40), config.Data(clip_s=0.1))
+  cfg = settings(4, sampling='balanced', epoch_clips=26)
+  assert pipeline.steps_per_epoch(source, cfg) == 6
+
+
+def test_labels_travel_as_ones_among_all_classes(settings):
+  source = sources.make(
+      config.Source(name='synthetic', num_clips=6), config.Data(clip_s=0.1))
+  cfg = settings(4)
+  cfg = dataclasses.replace(cfg, model=config.Model(
+      classifier=config.Classifier(num_classes=4)))
+  for batch in batching.train(source, cfg, 3, labelled=True):
+    assert batch['labels'].dtype == np.float32
+    np.testing.assert_array_equal(
+        batch['labels'], np.eye(4)[batch['index'] % 4])
+  last = batching.evaluate(source, cfg, labelled=True)[-1]
+  np.testing.assert_array_equal(
+      last['labels'], [*np.eye(4)[:2], [0] * 4, [0] * 4])
+  assert 'labels' not in batching.evaluate(source, cfg)[0]
 
 
 @pytest.mark.parametrize('make,message', [

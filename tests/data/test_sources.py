@@ -98,6 +98,63 @@ def test_an_empty_folder_lists_the_suffixes(tmp_path):
     listing.make('folder', path=str(tmp_path))
 
 
+# ---- classes
+
+
+def test_classes_choose_clips_and_their_order_is_the_class_list(
+    write, tmp_path):
+  for name in ('ant/1.wav', 'bee/1.wav', 'cow/1.wav', 'cow/2.wav', '3.wav'):
+    write(f'd/{name}', np.zeros(99))
+  source = listing.make(
+      'folder', path=str(tmp_path / 'd'), classes=('cow', 'ant'))
+  assert source.class_names == ['cow', 'ant']
+  assert listing.ids(source) == ['ant/1.wav', 'cow/1.wav', 'cow/2.wav']
+  assert [source.labels_of(i) for i in range(3)] == [(1,), (0,), (0,)]
+
+
+def test_other_labels_of_a_clip_are_dropped(write, tmp_path):
+  for name in 'abc':
+    write(f'{name}.wav', np.zeros(99))
+  path = listing.write_csv(tmp_path / 'm.csv', [
+      dict(path='a.wav', labels='/x;/y', split='train'),
+      dict(path='b.wav', labels='/y', split='train'),
+      dict(path='c.wav', labels='/z;/x', split='valid')])
+  table = listing.write_csv(tmp_path / 'c.csv', [
+      dict(index=i, mid=mid, display_name=name) for i, (mid, name) in
+      enumerate([('/x', 'Axe'), ('/y', 'Yak'), ('/z', 'Zoo')])])
+
+  def make(**fields):
+    source = listing.make('manifest', path=path, labels_csv=table, **fields)
+    return source.class_names, listing.ids(source), listing.labels(source)
+
+  assert make(classes=('Zoo', '/x')) == (
+      ['Zoo', '/x'], ['a.wav', 'c.wav'], [('/x',), ('Zoo', '/x')])
+  with pytest.raises(ValueError, match=(
+      r"config.data.train.classes=\('Yak',\) leaves none of the 1 clips that "
+      'the other settings')):
+    make(classes=('Yak',), split='valid')
+  with pytest.raises(ValueError, match="has no class 'Zo'. Did you mean 'Zoo'"):
+    make(classes=('Axe', 'Zo'))
+  with pytest.raises(ValueError, match='names a class twice'):
+    make(classes=('Axe', '/x'))
+
+
+def test_many_classes_are_not_all_listed(write, tmp_path):
+  for i in range(22):
+    write(f'class{i:02d}/a.wav', np.zeros(9))
+  with pytest.raises(ValueError, match=(
+      r"no class '99'. Its classes: class00, .*, class19 and 2 more\.$")):
+    listing.make('folder', path=str(tmp_path), classes=('99',))
+
+
+def test_the_demo_set_has_classes():
+  everything = listing.make('demo', split='valid')
+  music = listing.make('demo', split='valid', classes=('electronic',))
+  assert 0 < len(music) < len(everything)
+  assert music.class_names == ['electronic']
+  assert set(listing.labels(music)) == {('electronic',)}
+
+
 # ---- segments
 
 

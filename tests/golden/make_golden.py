@@ -24,7 +24,8 @@ import reference  # noqa: E402
 MAX_BYTES = 1_000_000  # of one file
 OUTPUT = 4096  # elements kept of an activation
 TABLES = ('pretrain_keys', 'pretrain_global_keys', 'pretrain_overlap_keys',
-          'finetune_keys', 'pretrain_decay_groups', 'pretrain_init_stats')
+          'finetune_keys', 'finetune_lr_decay_groups', 'pretrain_decay_groups',
+          'pretrain_init_stats')
 FILES = ('ckpt_pretrain_tiny.pth', 'ckpt_pretrain_tiny_legacy.pth')
 VARIANTS = {  # of the local decoder -> the noise that drew its mask
     'random80': ('noise',), 'random50': ('noise',), 'no_shift': ('noise',),
@@ -70,8 +71,8 @@ def outputs(source, prefix=''):
 
 def copied(source, *patterns):
   """The arrays whose whole name matches one of the regular expressions."""
-  return {name: source[name] for name in source.files
-          if any(re.fullmatch(pattern, name) for pattern in patterns)}
+  return {name: source[name] for pattern in patterns for name in source.files
+          if re.fullmatch(pattern, name)}
 
 
 def frontend(folder):
@@ -79,18 +80,23 @@ def frontend(folder):
   save('frontend', copied(
       np.load(folder / 'fbank_edge.npz'),
       r'.*/(pcm16|sr|fbank_raw|fbank_raw_float64)',
-      r'(speech_1s|stereo_1s|len560)/dataset_speechcommands',
-      'speech_1s/dataset_audioset', 'mel_bank_16k', 'window_hanning_400',
+      '(speech|stereo)_1s/dataset_speechcommands',
+      'len560/dataset_speechcommands', 'speech_1s/dataset_audioset',
+      'mel_bank_16k', 'window_hanning_400',
       'len560/(windowed_frames|power_spectrum)'))
 
 
 def augment(folder):
-  """Two clips as augmented by the released dataset, with its draws."""
+  """Clips as the released dataset augments and mixes them, with its draws."""
+  source = np.load(folder / 'augment.npz')
   save('augment', {
-      **copied(np.load(folder / 'augment.npz'), 'roll_mag_.*'),
+      **copied(source, 'roll_mag_.*', 'specaug/.*'),
       **copied(np.load(folder / 'fbank_5s.npz'),
                'speech_5s/(pcm16|fbank_raw|dataset_esc50)'),
       **copied(np.load(folder / 'fbank_edge.npz'), 'stereo_1s/pcm16')})
+  save('mixup', {
+      **copied(source, 'mixup_.*'),
+      **copied(np.load(folder / 'fbank_5s.npz'), 'music_5s/pcm16')})
 
 
 def local(folder):
@@ -170,7 +176,10 @@ def schedules(folder):
   for run in ('pretrain_as2m', 'finetune_as2m', 'finetune_as20k'):
     arrays[f'{run}/settings'] = source[f'{run}/settings']
     arrays[f'{run}/step'] = source[f'{run}/iter_epoch'][:, 0].astype(np.int32)
-    arrays[f'{run}/lr'] = source[f'{run}/lr_group0_group13'][:, 0]
+    rates = source[f'{run}/lr_group0_group13']
+    arrays[f'{run}/lr'] = rates[:, 0]
+    if run != 'pretrain_as2m':  # at a layer decay of 0.75, of ViT-B
+      arrays[f'{run}/lr_first'], arrays[f'{run}/lr_last'] = rates[:, [2, 1]].T
   save('schedules', arrays)
 
 
@@ -185,21 +194,35 @@ def positions(folder):
 def adapt(folder):
   """Tables of positions as released helpers crop and resize them."""
   source = np.load(folder / 'pos_embed_adapt.npz')
-  save('adapt', {name: source[name] for name in source.files
-                 if name != 'README'})
+  save('adapt', copied(source, '(?!README).*'))
 
 
 def finetune(folder):
-  """A small classifier: its tensors, as released, and what it made of a batch.
+  """A small classifier: its tensors, as released, what it made of a batch, and
+  what three optimizer steps made of it.
   """
   source = np.load(folder / 'finetune_tiny.npz')
-  kept = ('imgs', 'targets', 'eval/pooled_fc_norm', 'eval/logits',
-          'eval/bce_loss')
-  save('finetune', {
-      **{name: source[name] for name in source.files
-         if name in kept or name.startswith('param/')},
-      **{name: goldens.sample(source[name]) for name in source.files
-         if name.startswith('eval/grad/')}})
+  arrays = copied(
+      source, 'imgs', 'targets', 'param/.*', 'noise_[tf]',
+      'eval/(pooled_fc_norm|logits|bce_loss)',
+      'mask_t[0-9]+_f[0-9]+/(logits|bce_loss|ids_keep_[tf])',
+      'train_droppath/.*', '(release|strong)/(losses|lr|wd)')
+  large = copied(source, '(eval|mask_t20_f20)/grad/.*',
+                 '(release|strong)/param_after/.*')
+  save('finetune', arrays | {
+      name: goldens.sample(array) for name, array in large.items()})
+
+
+def metrics(folder):
+  """Scores and targets, and what the released code's metrics make of them."""
+  source = np.load(folder / 'metrics.npz')
+  save('metrics', copied(source, '(?!README).*'))
+
+
+def sample_weights(folder):
+  """Labels, and how often the released code samples clips with them."""
+  source = np.load(folder / 'sample_weights.npz')
+  save('sample_weights', copied(source, '(?!README).*'))
 
 
 def main():
@@ -207,7 +230,8 @@ def main():
     sys.exit(__doc__)
   folder = pathlib.Path(sys.argv[1])
   for make in (frontend, augment, local, local_dropout, local_released_size,
-               global_, training, schedules, positions, adapt, finetune):
+               global_, training, schedules, positions, adapt, finetune,
+               metrics, sample_weights):
     make(folder)
   for name in TABLES:
     shutil.copyfile(folder / f'{name}.tsv', HERE / f'{name}.tsv')

@@ -1,0 +1,7 @@
+"""Data sets as downloaded -> a checked manifest, class list and report.
+
+`datasets.py` is the table of data sets; its entries are readers, small
+functions that know one layout on disk. Everything else is the same for all:
+`check.py` opens every clip, `levels.py` measures the mean and standard
+deviation of log-mel, `report.py` tells. docs/data.md is the manual.
+"""
