@@ -44,12 +44,30 @@ def is_due(step: int, every: int, program) -> bool:
           or step % (every or program.steps_per_epoch) == 0)
 
 
+def _learnt(lines) -> str:
+  """What probes said of the encoder before and after the run, as a sentence."""
+  probed = [line for line in lines
+            if any(name.startswith('probe/') for name in line)]
+  if len(probed) < 2:
+    return ''
+  first, last = probed[0], probed[-1]
+  told = ', '.join(
+      f'{name[6:].replace("_", " ")} {first[name]:.3f} -> {last[name]:.3f}'
+      for name in last if name.startswith('probe/') and name in first
+      and name != 'probe/num_clips')
+  start = 'with random weights' if first['step'] == 0 else (
+      f'at step {first["step"]}')
+  return (f'  What the frozen encoder knows, {start} -> now, on '
+          f'{last["probe/num_clips"]:.0f} held-out clips: {told}.')
+
+
 class Bookkeeper:
   """Everything that one run leaves behind."""
 
-  def __init__(self, config, program, data, workdir, checkpoints, meta, start,
-               unlogged):
+  def __init__(self, config, program, data, online, workdir, checkpoints, meta,
+               start, unlogged):
     self._config, self._program, self._data = config, program, data
+    self._online = online  # probe.Online, or None
     self._workdir, self._checkpoints = workdir, checkpoints
     self._meta, self._first = meta, start + 1
     self._pending = collections.deque()  # (step, metrics), not read yet
@@ -67,6 +85,11 @@ class Bookkeeper:
         flops_per_clip=program.task.flops()['step'],
         peak_flops=(peak or 0) * 1e12 * program.mesh.size)
 
+  def begin(self, state):
+    """Before the first step of a new run: what an untrained encoder knows."""
+    if self._online is not None:
+      self._probe(0, state)
+
   def after_update(self, step, state, metrics):
     log, program = self._config.log, self._program
     self._pending.append((step, metrics))
@@ -76,8 +99,9 @@ class Bookkeeper:
       jax.block_until_ready(self._pending[-1 - _AHEAD][1]['scalars']['loss'])
     # The test split is looked at once, at the end.
     last = step == program.total_steps and self._data.test is not None
-    evaluates = last or self._data.valid is not None and is_due(
-        step, log.eval_every_steps, program)
+    evaluates = last or (
+        (self._data.valid is not None or self._online is not None)
+        and is_due(step, log.eval_every_steps, program))
     draws = program.picture is not None and is_due(
         step, log.picture_every_steps, program)
     saves = is_due(step, self._config.checkpoint.every_steps, program)
@@ -171,6 +195,17 @@ class Bookkeeper:
             self._workdir / 'evaluation' / name, found, split,
             {'run': self._config.name, 'step': step, 'split': name})
 
+    if self._online is not None:
+      self._probe(step, state)
+
+  def _probe(self, step, state):
+    found = self._online.measure(state.best_params)
+    self._writer.scalars(
+        step, {f'probe/{name}': value for name, value in found.items()})
+    _log.info('Step %d: probe %s.', step, ', '.join(
+        f'{name.replace("_", " ")} {value:.4f}'
+        for name, value in found.items() if name != 'num_clips'))
+
   def draw(self, step, state):
     """A picture of the same clips each time, of the held-out ones if any."""
     split = (self._data.valid or self._data.train).spread(step_lib.PICTURED)
@@ -240,7 +275,8 @@ class Bookkeeper:
       _log.info('Nothing to do: the run already has its %d steps.', step)
     self.draw_curve()
     told, values = ('loss', self._program.task.metric), {}
-    for line in record.read(self._workdir / record.NAME):
+    lines = record.read(self._workdir / record.NAME)
+    for line in lines:
       values |= {name: x for name, x in line.items()
                  if name.split('/')[-1] in told}
     end = ', '.join(f'{name} {x:.4f}' for name, x in values.items())
@@ -250,9 +286,9 @@ class Bookkeeper:
               'Pictures': self._workdir / 'pictures',
               'Evaluation': self._workdir / 'evaluation',
               'Record': self._workdir / record.NAME}
-    _log.info('Done: %d steps, %s. %s', step, end, '  '.join(
+    _log.info('Done: %d steps, %s. %s%s', step, end, '  '.join(
         f'{name}: {place}' for name, place in places.items()
-        if place.exists()))
+        if place.exists()), _learnt(lines))
 
   def close(self):
     if self._profile_end is not None:

@@ -10,6 +10,7 @@ import statistics
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import evaluate
 from audio_mae_jax import metrics
+from audio_mae_jax import probe
 from audio_mae_jax import registry
 from audio_mae_jax import score
 from audio_mae_jax import tasks
@@ -17,14 +18,16 @@ from audio_mae_jax import train
 
 _log = logging.getLogger(__name__)
 
-MODES = {'train': train.train, 'evaluate': score.score}
+MODES = {
+    'train': train.train, 'evaluate': score.score, 'probe': probe.probe}
 RESULT = 'folds.json'
 
 
 def run(config: config_lib.Config):
   """Runs `config` in the mode that it names, once or for each of its folds."""
   action = registry.lookup(MODES, config.mode, 'mode')
-  if config.folds:
+  # A probe computes features once, and goes through its folds by itself.
+  if config.folds and config.mode != 'probe':
     return cross_validate(config, action)
   return action(config)
 

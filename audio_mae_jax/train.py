@@ -19,6 +19,7 @@ from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
 from audio_mae_jax import init_from
+from audio_mae_jax import probe
 from audio_mae_jax import step as step_lib
 from audio_mae_jax import tasks
 from audio_mae_jax import trees
@@ -47,6 +48,7 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
   config, initial = init_from.prepare(config, workdir_of(config), classes)
   program = step_lib.build(
       config, pipeline.steps_per_epoch(data.train.source, config), devices)
+  online = probe.Online(config, program) if config.probe.online else None
   workdir = writer_lib.prepare_workdir(workdir_of(config))
   meta = checkpoint.meta_of(
       config, opening.identity(data.train.source, program.task.labelled),
@@ -64,9 +66,11 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
     _log.info('Work directory: %s. %s', workdir,
               f'Going on from step {start}.' if start else 'A new run.')
     run = bookkeeping.Bookkeeper(
-        config, program, data, workdir, checkpoints, meta, start,
+        config, program, data, online, workdir, checkpoints, meta, start,
         stored.get('unlogged', []))
     stack.callback(run.close)
+    if not start:
+      run.begin(state)
     batches = stack.enter_context(contextlib.closing(pipeline.to_device(
         pipeline.train_batches(
             data.train.source, config, start_step=start,

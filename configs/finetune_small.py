@@ -12,10 +12,10 @@ out. Without init_from, with layer_decay=1, it trains from scratch.
 from audio_mae_jax import config as config_lib
 
 SETS = {  # seconds, frames, mean, std of log-mel, folds, epochs
-    'esc10': (5.0, 496, -6.55, 5.78, ('1', '2', '3', '4', '5'), 30.0),
+    'esc10': (5.0, 496, -6.55, 5.78, ('1', '2', '3', '4', '5'), 15.0),
     'fsdd': (0.5, 48, -9.39, 5.14, (
-        'george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler'), 12.0),
-    'mandarin_final': (0.35, 32, -6.31, 4.08, ('0', '1', '2', '3', '4'), 20.0),
+        'george', 'jackson', 'lucas', 'nicolas', 'theo', 'yweweler'), 10.0),
+    'mandarin_final': (0.35, 32, -6.31, 4.08, ('0', '1', '2', '3', '4'), 12.0),
 }
 
 

@@ -1,5 +1,6 @@
 """Every recipe loads, is typed, and its train step has the right shapes."""
 
+import ast
 import dataclasses
 import importlib.util
 import pathlib
@@ -33,6 +34,7 @@ def commands():
   """(page, recipe, overrides) of every command line in the documentation."""
   found = set()
   for page in PAGES:
+    tuning = False
     text = page.read_text().replace('\\\n', ' ')
     for line in text.splitlines():
       recipe = re.search(r'--config=configs/(\w+)\.py', line)
@@ -40,11 +42,14 @@ def commands():
         overrides = re.findall(r"--config\.([\w.]+)=('[^']*'|\S+)", line)
         if overrides:  # recipes alone are traced anyway
           found.add((page.name, recipe[1], tuple(overrides)))
-    # Overrides in a table are applied to the paper's recipe.
+    # Overrides in a table are applied to a recipe of the paper.
     for row in re.findall(r'^\|.*\|$', text, re.M):
+      if row.startswith('| you want') or row.startswith('| here'):
+        tuning = 'fine-tuning' in row
       for cell in re.findall(r'`((?:--config\.[^`]+))`', row):
         overrides = re.findall(r"--config\.([\w.]+)=('[^']*'|\S+)", cell)
-        found.add((page.name, 'pretrain_as2m', tuple(overrides)))
+        found.add((page.name, 'finetune_as20k' if tuning else 'pretrain_as2m',
+                   tuple(overrides)))
   return sorted(found)
 
 
@@ -60,7 +65,7 @@ def overridden(recipe, overrides):
     if isinstance(old, bool):
       value = {'True': True, 'False': False}[text]
     elif isinstance(old, tuple):
-      value = tuple(int(x) for x in text.strip('()').split(','))
+      value = ast.literal_eval(text)
     else:
       value = type(old)(text)
     node[field] = value

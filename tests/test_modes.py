@@ -1,0 +1,165 @@
+"""What a recipe is run for, and cross-validation: one command, all folds."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import pytest
+import test_classify
+import tiny
+
+from audio_mae_jax import modes
+from audio_mae_jax import record
+from audio_mae_jax import train
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('folds')
+  test_classify.corpus(folder)
+  return folder
+
+
+def settings(folder, **overrides):
+  return tiny.config(test_classify.RUN, {
+      'data.root': str(folder), 'workdir': str(folder / 'run'),
+      'data.train.folds': '', 'data.valid.name': '', 'data.valid.path': '',
+      'data.valid.folds': '', 'folds': ('0', '1', '2'),
+      'train.epochs': 2.0, 'train.batch_size': 8} | overrides)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """Runs of a pretended training, which scores 0.5, 0.6, ... in turn."""
+  seen = []
+
+  def pretend(config):
+    seen.append(config)
+    place = train.workdir_of(config)
+    path = modes.pathlib.Path(place) / 'evaluation' / 'valid'
+    path.mkdir(parents=True)
+    (path / 'metrics.json').write_text(json.dumps(
+        {'metrics': {'accuracy': 0.4 + 0.1 * len(seen), 'loss': 1.0}}))
+
+  monkeypatch.setitem(modes.MODES, 'train', pretend)
+  return seen
+
+
+def test_each_fold_is_held_out_once(folder, tmp_path, calls):
+  found = modes.run(settings(folder, workdir=str(tmp_path / 'run')))
+  assert [c.data.train.folds for c in calls] == ['!0', '!1', '!2']
+  assert [c.data.valid.folds for c in calls] == ['0', '1', '2']
+  assert {c.data.valid.path for c in calls} == {'manifest.csv'}
+  assert [c.workdir for c in calls] == [
+      str(tmp_path / 'run' / f'fold_{k}') for k in '012']
+  assert not any(c.folds for c in calls)
+  assert found == json.loads((tmp_path / 'run/folds.json').read_text())
+  assert found['folds'] == pytest.approx({'0': 0.5, '1': 0.6, '2': 0.7})
+  assert found['mean'] == pytest.approx(0.6)
+  assert found['std'] == pytest.approx(0.1)
+  assert found['metric'] == 'accuracy'
+
+
+def test_folds_train_for_real_and_go_on_where_they_stopped(folder):
+  """The whole loop on one fold that is complete, and one that is new."""
+  config = settings(folder, folds=('0', '2'))
+  train.train(modes.of_fold(config, '0'))
+  before = (folder / 'run/fold_0' / record.NAME).read_bytes()
+  found = modes.run(config)
+  assert (folder / 'run/fold_0' / record.NAME).read_bytes() == before
+  for fold in ('0', '2'):
+    last = record.read(folder / 'run' / f'fold_{fold}' / record.NAME)[-1]
+    assert last['valid/num_clips'] == 6
+    assert last['valid/accuracy'] == found['folds'][fold]
+
+
+def test_a_fold_that_a_signal_ended_has_no_mean(
+    folder, tmp_path, calls, monkeypatch):
+  ended = modes.MODES['train']
+  monkeypatch.setitem(
+      modes.MODES, 'train',
+      lambda config: ended(config) if len(calls) < 1 else None)
+  assert modes.run(settings(folder, workdir=str(tmp_path / 'run'))) is None
+  assert not (tmp_path / 'run/folds.json').exists()
+
+
+def test_a_recipe_without_folds_runs_once(folder, tmp_path, calls):
+  config = settings(folder, folds=(), workdir=str(tmp_path / 'run'))
+  modes.run(config)
+  assert calls == [config]
+
+
+def test_a_probe_goes_through_its_folds_itself(folder, monkeypatch):
+  seen = []
+  monkeypatch.setitem(modes.MODES, 'probe', seen.append)
+  config = settings(folder, mode='probe')
+  modes.run(config)
+  assert seen == [config]
+
+
+@pytest.mark.parametrize('overrides, message', [
+    ({'mode': 'predict'}, "mode='predict' is not known.*train, evaluate"),
+    ({'folds': ('0', '0')}, 'names a fold twice'),
+    ({'data.train.folds': '!0'}, "config.data.train.folds='!0' and config"),
+    ({'data.valid.name': 'demo'}, 'from the same source: leave .*valid.name'),
+    ({'folds': ('7',)}, '7'),
+], ids=str)
+def test_folds_that_cannot_be_are_refused(
+    folder, tmp_path, overrides, message):
+  with pytest.raises(ValueError, match=message):
+    modes.run(settings(
+        folder, **{'workdir': str(tmp_path / 'run')} | overrides))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_file_in_two_folds_is_an_error(folder, tmp_path):
+  rows = (folder / 'manifest.csv').read_text()
+  (folder / 'twice.csv').write_text(rows + '0.wav,high,1\n')
+  config = settings(folder, **{
+      'data.train.path': 'twice.csv', 'workdir': str(tmp_path / 'run')})
+  with pytest.raises(ValueError, match=(
+      "of config.data.valid are in the train split as well: '0.wav'")):
+    modes.run(config)
+
+
+def test_pre_training_tells_what_its_encoder_learnt(folder, tmp_path, caplog):
+  """Probes at step 0 and at each evaluation; they change nothing else."""
+  source = {'data.root': str(folder), 'train.epochs': 1.0, 'train.steps': 0,
+            'task': 'pretrain', 'mask.name': 'unstructured',
+            'labels.multilabel': True, 'labels.loss': 'bce',
+            'optimizer.layer_decay': 1.0, 'augment.mixup': 0.0,
+            'optimizer.warmup_epochs': 0.5,
+            'data.train.folds': '', 'data.valid.name': '',
+            'data.valid.path': '', 'data.valid.folds': ''}
+  probe = {f'probe.{part}.{name}': value
+           for part, folds in (('train', '!0'), ('test', '0'))
+           for name, value in (('name', 'manifest'), ('path', 'manifest.csv'),
+                               ('folds', folds))}
+  run = lambda name, more: train.train(tiny.config(
+      test_classify.RUN, source | more | {'workdir': str(tmp_path / name)}),
+      jax.devices()[:1])
+  modes.logging.getLogger('audio_mae_jax').propagate = True
+  with caplog.at_level('INFO'):
+    state = run('probed', probe | {
+        'probe.online': ('linear', 'knn'), 'probe.neighbours': 3,
+        'labels.multilabel': False})
+  lines = [line for line in record.read(tmp_path / 'probed' / record.NAME)
+           if 'probe/linear_accuracy' in line]
+  assert [line['step'] for line in lines] == [0, int(state.step)]
+  assert all(line['probe/num_clips'] == 6 for line in lines)
+  assert re.search(
+      'with random weights -> now, on 6 held-out clips: knn accuracy '
+      r'[01]\.\d+ -> [01]\.\d+, linear accuracy [01]\.\d+', caplog.text)
+  plain = run('plain', {'labels.multilabel': True})
+  assert all(jax.tree.leaves(jax.tree.map(
+      lambda a, b: bool((a == b).all()), plain.params, state.params)))
+
+
+def test_the_mean_is_of_the_metric_that_was_asked_for(
+    folder, tmp_path, calls):
+  config = settings(folder, workdir=str(tmp_path / 'run'))
+  asked = dataclasses.replace(config, labels=dataclasses.replace(
+      config.labels, metric='balanced_accuracy'))
+  with pytest.raises(KeyError):  # the pretended training has no such number
+    modes.run(asked)
