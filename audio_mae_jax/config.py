@@ -201,7 +201,7 @@ class Probe:
   online: tuple[str, ...] = ()  # of the kinds: at evaluations in pre-training
   neighbours: int = 10  # knn
   epochs: int = 50  # attentive, gated
-  learning_rate: float = 1e-3  # idem; AdamW, half a cosine
+  learning_rate: float = 1e-2  # idem; AdamW, half a cosine
   weight_decay: float = 1e-2  # idem
   batch_size: int = 64  # idem
   untrained: bool = True  # and the same with random weights, to compare

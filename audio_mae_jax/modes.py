@@ -15,6 +15,7 @@ from audio_mae_jax import registry
 from audio_mae_jax import score
 from audio_mae_jax import tasks
 from audio_mae_jax import train
+from audio_mae_jax import writer
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def cross_validate(config: config_lib.Config, action) -> dict | None:
       config.labels.metric) if tasks.is_labelled(config) else 'loss'
   if len(set(config.folds)) != len(config.folds):
     raise ValueError(f'config.folds={config.folds} names a fold twice.')
-  workdir = pathlib.Path(train.workdir_of(config))
+  workdir = pathlib.Path(writer.workdir_of(config))
   values = {}
   for fold in config.folds:
     _log.info('Fold %s of %s.', fold, ', '.join(config.folds))
@@ -85,7 +86,7 @@ def of_fold(config: config_lib.Config, fold: str) -> config_lib.Config:
         'config.data.valid.name empty.')
   return dataclasses.replace(
       config, folds=(), name=f'{config.name or config.task}_{fold}',
-      workdir=os.path.join(train.workdir_of(config), f'fold_{fold}'),
+      workdir=os.path.join(writer.workdir_of(config), f'fold_{fold}'),
       data=dataclasses.replace(
           data, train=dataclasses.replace(data.train, folds=f'!{fold}'),
           valid=dataclasses.replace(

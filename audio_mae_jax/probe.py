@@ -61,8 +61,7 @@ def probe(config: config_lib.Config, devices=None) -> dict:
   encoders = {'trained': weights.params}
   if settings.untrained:
     encoders['untrained'] = features_lib.random_params(config)
-  workdir = writer_lib.prepare_workdir(
-      config.workdir or os.path.join('runs', config.name or 'probe'))
+  workdir = writer_lib.prepare_workdir(writer_lib.workdir_of(config))
   with writer_lib.lock(workdir):
     values = {}
     for name, params in encoders.items():

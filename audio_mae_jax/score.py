@@ -11,7 +11,6 @@ from audio_mae_jax import evaluate
 from audio_mae_jax import init_from
 from audio_mae_jax import step as step_lib
 from audio_mae_jax import tasks
-from audio_mae_jax import train
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax import writer
 from audio_mae_jax.data import labels
@@ -33,7 +32,7 @@ def score(config: config_lib.Config, devices=None
       for these classes, or there is no split to evaluate on.
   """
   pipeline.check(config)
-  place = config.init_from or train.workdir_of(config)
+  place = config.init_from or writer.workdir_of(config)
   weights = weights_lib.load(place)
   config = init_from.adopt_positions(
       dataclasses.replace(config, init_from=str(place)), weights.config)
@@ -47,7 +46,7 @@ def score(config: config_lib.Config, devices=None
         'without --config.mode=evaluate.')
   program = step_lib.build(_without_schedule(config), 1, devices)
   params = step_lib.place(arrays, program.shapes.params)
-  workdir = pathlib.Path(writer.prepare_workdir(train.workdir_of(config)))
+  workdir = pathlib.Path(writer.prepare_workdir(writer.workdir_of(config)))
   found = {}
   for name, split in splits.items():
     found[name] = evaluate.evaluate(program, params, split, config)

@@ -8,7 +8,6 @@ the checkpoint; what came after is cut off on resume.
 import collections
 import contextlib
 import logging
-import os
 import signal
 
 import jax
@@ -30,10 +29,6 @@ from audio_mae_jax.data import pipeline
 _log = logging.getLogger(__name__)
 
 
-def workdir_of(config: config_lib.Config) -> str:
-  return config.workdir or os.path.join('runs', config.name or config.task)
-
-
 def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
   """Trains to the end of `config`, from the newest checkpoint if there is one.
 
@@ -45,11 +40,12 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
   bookkeeping.check(config.log)
   config, data = opening.for_training(config, tasks.is_labelled(config))
   classes = data.train.source.class_names if tasks.is_labelled(config) else []
-  config, initial = init_from.prepare(config, workdir_of(config), classes)
+  config, initial = init_from.prepare(
+      config, writer_lib.workdir_of(config), classes)
   program = step_lib.build(
       config, pipeline.steps_per_epoch(data.train.source, config), devices)
   online = probe.Online(config, program) if config.probe.online else None
-  workdir = writer_lib.prepare_workdir(workdir_of(config))
+  workdir = writer_lib.prepare_workdir(writer_lib.workdir_of(config))
   meta = checkpoint.meta_of(
       config, opening.identity(data.train.source, program.task.labelled),
       classes)

@@ -75,6 +75,11 @@ class Writer:
     self.close()
 
 
+def workdir_of(cfg: config.Config) -> str:
+  """Where the run of `config` lives, if it does not say: runs/NAME."""
+  return cfg.workdir or os.path.join('runs', cfg.name or cfg.task)
+
+
 def prepare_workdir(path: str | os.PathLike) -> pathlib.Path:
   """Makes the work directory; ValueError if a file cannot be written in it."""
   remedy = 'Choose a folder that you may write: --config.workdir=runs/NAME.'

@@ -24,7 +24,6 @@ def get_config(clips='own'):
   config.labels.multilabel = False
   config.data.crop = 'start'
   config.train.batch_size = 32  # clips encoded at a time
-  config.probe.learning_rate = 1e-2  # 1e-3 does not converge in 50 epochs
 
   if clips == 'own':
     source = dict(name='manifest', path='own/manifest.csv')

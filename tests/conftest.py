@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # XLA sizes its thread pool by cores; with fewer threads than devices, queued
 # collectives wait for each other for good.
@@ -12,3 +14,14 @@ os.environ['XLA_FLAGS'] = (
 # Compiling is most of the time that tests take, and takes half as long without
 # LLVM's optimisation; what is computed is the same.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+
+
+@pytest.fixture(scope='module')
+def compile_once(tmp_path_factory):
+  """Runs of a module have few programs in common; compiling takes longest."""
+  import jax
+  jax.config.update(
+      'jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla')))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  yield
+  jax.config.update('jax_compilation_cache_dir', None)

@@ -26,6 +26,8 @@ from audio_mae_jax import train
 from audio_mae_jax import trees
 from audio_mae_jax import weights as weights_lib
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 CLASSES, SAMPLES = 6, 10480
 SETTINGS = tiny.MODEL | {
     'task': 'classify', 'model.classifier.num_classes': CLASSES,

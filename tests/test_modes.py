@@ -12,6 +12,9 @@ import tiny
 from audio_mae_jax import modes
 from audio_mae_jax import record
 from audio_mae_jax import train
+from audio_mae_jax import writer
+
+pytestmark = pytest.mark.usefixtures('compile_once')
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +39,7 @@ def calls(monkeypatch):
 
   def pretend(config):
     seen.append(config)
-    place = train.workdir_of(config)
+    place = writer.workdir_of(config)
     path = modes.pathlib.Path(place) / 'evaluation' / 'valid'
     path.mkdir(parents=True)
     (path / 'metrics.json').write_text(json.dumps(

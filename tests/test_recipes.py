@@ -41,8 +41,9 @@ def field(config, name):
 
 
 def test_every_recipe_is_in_the_table():
+  small = {'finetune_small'}  # of docs/results.md, with numbers of its own
   assert {path.stem for path in recipes.CONFIGS.glob('finetune_*.py')} == {
-      f'finetune_{name}' for name in TABLE_3}
+      f'finetune_{name}' for name in TABLE_3} | small
 
 
 @pytest.mark.parametrize('name', TABLE_3)

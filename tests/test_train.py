@@ -20,19 +20,11 @@ from audio_mae_jax import trees
 from audio_mae_jax import writer
 from audio_mae_jax.data import audio_io
 
-# Orbax leaves the reads of other arrays behind when one fails.
-pytestmark = pytest.mark.filterwarnings(
-    'ignore::pytest.PytestUnraisableExceptionWarning')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  """The runs here have few programs in common; compiling is most of a test."""
-  jax.config.update(
-      'jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla')))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  yield
-  jax.config.update('jax_compilation_cache_dir', None)
+pytestmark = [
+    pytest.mark.usefixtures('compile_once'),
+    # Orbax leaves the reads of other arrays behind when one fails.
+    pytest.mark.filterwarnings(
+        'ignore::pytest.PytestUnraisableExceptionWarning')]
 
 
 def tiny(workdir, **overrides):
