@@ -3,8 +3,9 @@
   python -m audio_mae_jax.main --config=configs/quickstart.py
 
 52 minutes of speech, music and effects in 2-second clips; an encoder and a
-local decoder of 4 layers each. The loss of held-out clips falls from 0.2 to
-0.07 in 12 epochs. It leaves runs/quickstart.
+local decoder of 4 layers each. In 12 epochs the loss of held-out clips falls
+from 1 to 0.67, and of nine kinds of sound the frozen encoder comes to know 63 %
+instead of 49 %. It leaves runs/quickstart.
 """
 
 from audio_mae_jax import config as config_lib
@@ -23,17 +24,14 @@ def get_config():
 
   config.model.encoder.update(width=128, depth=4, heads=4)
   config.model.decoder.update(width=128, depth=4, heads=4, shift=(2, 2))
-  # Raw targets, as in the paper's own pictures (section 4.6): the loss and the
-  # pictures then show the same thing.
-  config.objective.normalize_patches = False
-
-  # What has it learnt? Nine kinds of sound, told apart on the frozen encoder.
+  # What has it learnt? Nine kinds of sound, told apart by the nearest clips in
+  # the frozen encoder's space: nothing is fitted to them.
   kinds = dict(name='demo', segment_s=2.0, classes=(
       'italian', 'mandarin', 'russian', 'guitar', 'electronic', 'ringtone',
       'ambience', 'machine', 'impact'))
   config.probe.train.update(kinds, split='train')
   config.probe.test.update(kinds, split='valid')
-  config.probe.online = ('linear', 'knn')
+  config.probe.online = ('knn',)
   # Half of the clips are speech: each kind counts the same.
   config.labels.update(multilabel=False, metric='balanced_accuracy')
 

@@ -15,6 +15,7 @@ from audio_mae_jax import record
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHRUNK = {
+    'probe.online': '()',
     'model.encoder.width': 24, 'model.encoder.depth': 1,
     'model.encoder.heads': 2, 'model.decoder.width': 16,
     'model.decoder.depth': 2, 'model.decoder.heads': 2,

@@ -30,6 +30,7 @@ def test_errors_of_other_threads_and_later_phases_are_one_message_too(
         f'--config.workdir={tmp_path}/file/run'), 'Cannot write in work'),
       (('--config=configs/quickstart.py', '--config.train.batch_size=8',
         '--config.data.resample=error', '--config.frontend.sample_rate_hz=8000',
+        '--config.probe.online=()',
         f'--config.workdir={tmp_path}/rate', *small),
        "config.data.resample='error' refuses")):
     if not any('workdir' in x for x in arguments):
