@@ -44,8 +44,8 @@ def is_due(step: int, every: int, program) -> bool:
           or step % (every or program.steps_per_epoch) == 0)
 
 
-def _learnt(lines) -> str:
-  """What probes said of the encoder before and after the run, as a sentence."""
+def _learnt(lines, start) -> str:
+  """What probes said of the encoder at the `start` and the end of the run."""
   probed = [line for line in lines
             if any(name.startswith('probe/') for name in line)]
   if len(probed) < 2:
@@ -55,8 +55,6 @@ def _learnt(lines) -> str:
       f'{name[6:].replace("_", " ")} {first[name]:.3f} -> {last[name]:.3f}'
       for name in last if name.startswith('probe/') and name in first
       and name != 'probe/num_clips')
-  start = 'with random weights' if first['step'] == 0 else (
-      f'at step {first["step"]}')
   return (f'  What the frozen encoder knows, {start} -> now, on '
           f'{last["probe/num_clips"]:.0f} held-out clips: {told}.')
 
@@ -97,8 +95,11 @@ class Bookkeeper:
       self._progress.update(step, float(metrics['scalars']['loss']))
     if len(self._pending) > _AHEAD:
       jax.block_until_ready(self._pending[-1 - _AHEAD][1]['scalars']['loss'])
-    # The test split is looked at once, at the end.
-    last = step == program.total_steps and self._data.test is not None
+    # The test split is looked at once, at the end; and a classifier has a
+    # metric then, whatever is asked for on the way.
+    last = step == program.total_steps and (
+        self._data.test is not None
+        or (program.task.labelled and self._data.valid is not None))
     evaluates = last or (
         (self._data.valid is not None or self._online is not None)
         and is_due(step, log.eval_every_steps, program))
@@ -288,7 +289,9 @@ class Bookkeeper:
               'Record': self._workdir / record.NAME}
     _log.info('Done: %d steps, %s. %s%s', step, end, '  '.join(
         f'{name}: {place}' for name, place in places.items()
-        if place.exists()), _learnt(lines))
+        if place.exists()), _learnt(
+            lines, 'as it began' if self._config.init_from
+            else 'with random weights'))
 
   def close(self):
     if self._profile_end is not None:

@@ -270,10 +270,12 @@ def check_meta(stored: dict, present: dict, folder):
   A field that is younger than the run has its default.
   """
   began = dataclasses.asdict(config_lib.typed(stored['config']))
+  # Of labels, pre-training has those of its probes alone.
+  of_task = (r'labels\..*',) if began['task'] == 'pretrain' else ()
   changed = [
       (name, old, new) for name, old, new in
       config_lib.differences(began, present['config'])
-      if not any(re.fullmatch(free, name) for free in FREE)]
+      if not any(re.fullmatch(free, name) for free in FREE + of_task)]
   changed += [
       (f'the data ({name})', old, new) for name, old, new in
       config_lib.differences(stored['data'], present['data'])]

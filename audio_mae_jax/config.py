@@ -224,7 +224,7 @@ class Checkpoint:
 @dataclasses.dataclass(frozen=True)
 class Log:
   every_steps: int = 50
-  eval_every_steps: int = 0  # 0: at the end of each epoch; -1: never
+  eval_every_steps: int = 0  # 0: at each epoch's end; -1: classify's last
   picture_every_steps: int = 0  # 0: at the end of each epoch; -1: never
   progress: bool = True  # bar on the terminal
   tensorboard: bool = True

@@ -87,7 +87,7 @@ def write(folder, evaluation: Evaluation, split: splits.Split, about: dict):
   """
   folder, source = pathlib.Path(folder), split.source
   folder.mkdir(parents=True, exist_ok=True)
-  number = lambda x: None if math.isnan(x) else float(x)
+  number = lambda x: float(x) if math.isfinite(x) else None
   content = {
       **about,
       'data': source.describe(), 'num_clips': len(evaluation.index),
@@ -107,7 +107,7 @@ def write(folder, evaluation: Evaluation, split: splits.Split, about: dict):
     _write(folder / PREDICTIONS, lambda file: np.savez_compressed(
         file, **arrays), mode='wb')
   _write(folder / METRICS, lambda file: json.dump(
-      content, file, indent=1, ensure_ascii=False))
+      content, file, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _table(file, class_names, per_class):

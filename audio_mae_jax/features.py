@@ -101,9 +101,11 @@ def _frames(config, known):
   return size + max(0, -(-(frames - size) // step)) * step
 
 
-def random_params(config: config_lib.Config) -> dict[str, np.ndarray]:
+def random_params(
+    config: config_lib.Config, final_norm: bool = True
+) -> dict[str, np.ndarray]:
   """Parameters by name of an untrained encoder of `config`."""
-  init = jax.jit(_init(encoder_lib.make(config), config))
+  init = jax.jit(_init(encoder_lib.make(config, final_norm), config))
   tree = jax.device_get(init(jax.random.key(config.train.seed)))
   return {f'encoder/{name}': x for name, x in trees.flatten(tree).items()}
 

@@ -1,8 +1,8 @@
 """How good scores are. NumPy in, plain numbers out; scikit-learn does the work.
 
 Everything is computed from all clips of a split at once, in float64. A class
-that no clip has (or all have) defines no average precision or AUC: it is left
-out of the means, and named.
+that no clip has defines no average precision, and one that none or all have no
+AUC: it is left out of that mean.
 """
 
 import dataclasses

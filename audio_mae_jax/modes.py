@@ -3,10 +3,15 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
-import statistics
 
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import evaluate
 from audio_mae_jax import metrics
@@ -19,8 +24,11 @@ from audio_mae_jax import writer
 
 _log = logging.getLogger(__name__)
 
+# Each says whether it came to its end: a signal may have stopped it.
 MODES = {
-    'train': train.train, 'evaluate': score.score, 'probe': probe.probe}
+    'train': lambda config: train.run(config)[1],
+    'evaluate': lambda config: bool(score.score(config)),
+    'probe': lambda config: bool(probe.probe(config))}
 RESULT = 'folds.json'
 
 
@@ -39,36 +47,71 @@ def cross_validate(config: config_lib.Config, action) -> dict | None:
   Fold k lives in WORKDIR/fold_k, as a run of its own that goes on where it
   stopped. WORKDIR/folds.json has the metric of each, their mean and their
   sample standard deviation. None if a signal ended a fold.
+
+  Raises:
+    ValueError: folds that cannot be, or one in which the metric is not defined.
   """
   metric = metrics.main_metric(
       config.labels.multilabel,
       config.labels.metric) if tasks.is_labelled(config) else 'loss'
   if len(set(config.folds)) != len(config.folds):
     raise ValueError(f'config.folds={config.folds} names a fold twice.')
-  workdir = pathlib.Path(writer.workdir_of(config))
+  runs = {fold: of_fold(config, fold) for fold in config.folds}
+  if config.mode == 'evaluate':
+    _check_trained(runs)
   values = {}
-  for fold in config.folds:
+  for fold, one in runs.items():
     _log.info('Fold %s of %s.', fold, ', '.join(config.folds))
-    one = of_fold(config, fold)
-    action(one)
-    result = (pathlib.Path(one.workdir) / 'evaluation' / 'valid'
-              / evaluate.METRICS)
-    if not result.exists():
+    if not action(one):
       _log.warning('Fold %s has not ended; the same command goes on.', fold)
       return None
-    values[fold] = json.loads(result.read_text('utf-8'))['metrics'][metric]
-  mean = statistics.fmean(values.values())
-  spread = statistics.stdev(values.values()) if len(values) > 1 else 0.0
-  found = {'metric': metric, 'mean': mean, 'std': spread, 'folds': values}
-  workdir.mkdir(parents=True, exist_ok=True)
-  partial = workdir / (RESULT + '.partial')
-  partial.write_text(json.dumps(found, indent=1) + '\n')
-  os.replace(partial, workdir / RESULT)
+    values[fold] = _result(one, metric)
+  found = {'metric': metric, 'mean': float(np.mean(list(values.values()))),
+           'std': float(np.std(list(values.values()), ddof=1))
+                  if len(values) > 1 else 0.0,
+           'folds': values}
+  path = pathlib.Path(writer.workdir_of(config)) / RESULT
+  if jax.process_index() == 0:
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(found, indent=1, allow_nan=False) + '\n')
+    os.replace(partial, path)
   _log.info('%s over %d folds: mean %.4f, standard deviation %.4f (%s). %s',
-            metric, len(values), mean, spread,
-            ', '.join(f'{k}: {x:.4f}' for k, x in values.items()),
-            workdir / RESULT)
+            metric, len(values), found['mean'], found['std'],
+            ', '.join(f'{k}: {x:.4f}' for k, x in values.items()), path)
   return found
+
+
+def _check_trained(runs):
+  """One set of weights for all folds has been trained on most of them."""
+  missing = [one.workdir for one in runs.values()
+             if not checkpoint.steps_in(one.workdir)]
+  if missing:
+    raise ValueError(
+        f'There is no run in {", ".join(missing)}, and config.mode='
+        "'evaluate' with config.folds evaluates the run of each fold on what "
+        'it held out. Train them first: the same command without '
+        '--config.mode=evaluate. To evaluate other weights, set '
+        "--config.folds='()' and name config.data.valid.")
+
+
+def _result(config, metric):
+  """The metric of a fold that has ended, the same in all processes."""
+  path = (pathlib.Path(config.workdir) / 'evaluation' / 'valid'
+          / evaluate.METRICS)
+  value = math.nan
+  if jax.process_index() == 0:  # the one that wrote it
+    found = json.loads(path.read_text('utf-8')) if path.exists() else {}
+    value = found.get('metrics', {}).get(metric)
+    value = math.nan if value is None else value
+  if jax.process_count() > 1:
+    value = float(multihost_utils.broadcast_one_to_all(np.float64(value)))
+  if not math.isfinite(value):
+    raise ValueError(
+        f'{path} has no {metric}, or it is not defined: is there a fold '
+        'without clips of any class? Name another metric, --config.labels.'
+        'metric=..., and run the same command again, with --config.mode='
+        "'evaluate' if that file is gone. What was trained stays.")
+  return value
 
 
 def of_fold(config: config_lib.Config, fold: str) -> config_lib.Config:
@@ -80,14 +123,13 @@ def of_fold(config: config_lib.Config, fold: str) -> config_lib.Config:
           f'config.data.{name}.folds={getattr(data, name).folds!r} and '
           f'config.folds={config.folds}: the second sets the first for each '
           'run. Leave one of them out.')
-  if data.valid.name and data.valid.name != data.train.name:
+  if data.valid.name and data.valid != data.train:
     raise ValueError(
-        'config.folds takes train and valid clips from the same source: leave '
-        'config.data.valid.name empty.')
+        'config.folds takes train and valid clips from the same source, '
+        'config.data.train: leave config.data.valid.name empty.')
   return dataclasses.replace(
       config, folds=(), name=f'{config.name or config.task}_{fold}',
       workdir=os.path.join(writer.workdir_of(config), f'fold_{fold}'),
       data=dataclasses.replace(
           data, train=dataclasses.replace(data.train, folds=f'!{fold}'),
-          valid=dataclasses.replace(
-              data.valid if data.valid.name else data.train, folds=fold)))
+          valid=dataclasses.replace(data.train, folds=fold)))

@@ -78,6 +78,10 @@ def make(settings: config_lib.Optimizer,
         f'optimizer.layer_decay={settings.layer_decay:g} is the learning rate '
         'of a block over that of the next: give above 0, up to 1 (all alike); '
         'released fine-tuning has 0.75.')
+  if not 0 <= settings.ema_decay < 1:
+    raise ValueError(
+        f'optimizer.ema_decay={settings.ema_decay:g} is the share of the old '
+        'average that a step keeps: give 0 (no average) or more, below 1.')
   parts = [optax.adamw(
       learning_rate, settings.b1, settings.b2, settings.eps,
       weight_decay=settings.weight_decay,

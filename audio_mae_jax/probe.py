@@ -60,7 +60,8 @@ def probe(config: config_lib.Config, devices=None) -> dict:
   config = features_lib.adopt(config, weights.config)
   encoders = {'trained': weights.params}
   if settings.untrained:
-    encoders['untrained'] = features_lib.random_params(config)
+    encoders['untrained'] = features_lib.random_params(
+        config, final_norm='encoder/norm/scale' in weights.params)
   workdir = writer_lib.prepare_workdir(writer_lib.workdir_of(config))
   with writer_lib.lock(workdir):
     values = {}
@@ -232,10 +233,10 @@ def _summary(by_fold, metric):
 
 
 def _without_nan(x):
-  """JSON has no NaN."""
+  """JSON has no NaN and no infinity."""
   if isinstance(x, dict):
     return {name: _without_nan(value) for name, value in x.items()}
-  return None if isinstance(x, float) and np.isnan(x) else x
+  return None if isinstance(x, float) and not np.isfinite(x) else x
 
 
 class Online:

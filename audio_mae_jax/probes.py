@@ -52,7 +52,7 @@ def check(settings: config_lib.Probe, kinds: tuple[str, ...], where: str):
 def linear(train, test, settings, multilabel, seed):
   """Logistic regression, of one class against the rest if `multilabel`.
 
-  The penalty is chosen on a fifth of the training clips, by the main metric.
+  The penalty is chosen on a fifth of the training clips, by mAP or accuracy.
   """
   del settings
   from sklearn import preprocessing  # heavy, and needed by probes alone

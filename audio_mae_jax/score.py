@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-import pathlib
 
 import jax
 
+from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import evaluate
 from audio_mae_jax import init_from
@@ -22,17 +22,18 @@ _log = logging.getLogger(__name__)
 
 def score(config: config_lib.Config, devices=None
           ) -> dict[str, evaluate.Evaluation]:
-  """Evaluates the weights in `config.init_from`, or else in the run's workdir.
+  """Evaluates the run in the work directory, or else `config.init_from`.
 
   Leaves metrics.json, per_class.csv and predictions.npz in
   WORKDIR/evaluation/SPLIT, for 'valid' and 'test', whichever are named.
 
   Raises:
     ValueError: there are no weights, they are not of this model or have no head
-      for these classes, or there is no split to evaluate on.
+      for these classes, or there is no split to evaluate on; or it is not clear
+      which weights are meant.
   """
   pipeline.check(config)
-  place = config.init_from or writer.workdir_of(config)
+  place = _place(config)
   weights = weights_lib.load(place)
   config = init_from.adopt_positions(
       dataclasses.replace(config, init_from=str(place)), weights.config)
@@ -46,18 +47,38 @@ def score(config: config_lib.Config, devices=None
         'without --config.mode=evaluate.')
   program = step_lib.build(_without_schedule(config), 1, devices)
   params = step_lib.place(arrays, program.shapes.params)
-  workdir = pathlib.Path(writer.prepare_workdir(writer.workdir_of(config)))
+  workdir = writer.prepare_workdir(writer.workdir_of(config))
   found = {}
-  for name, split in splits.items():
-    found[name] = evaluate.evaluate(program, params, split, config)
-    _log.info('%s.', evaluate.summary(name, found[name], program.task.metric))
-    if jax.process_index() == 0:
-      folder = workdir / 'evaluation' / name
-      evaluate.write(
-          folder, found[name], split, {'weights': str(place), 'split': name})
-      split.report.write(workdir / f'bad_files_{name}.json')
-      _log.info('Metrics: %s', folder / evaluate.METRICS)
+  with writer.lock(workdir):
+    for name, split in splits.items():
+      found[name] = evaluate.evaluate(program, params, split, config)
+      _log.info('%s.', evaluate.summary(name, found[name], program.task.metric))
+      if jax.process_index() == 0:
+        folder = workdir / 'evaluation' / name
+        evaluate.write(
+            folder, found[name], split, {'weights': str(place), 'split': name})
+        split.report.write(workdir / f'bad_files_{name}.json')
+        _log.info('Metrics: %s', folder / evaluate.METRICS)
   return found
+
+
+def _place(config):
+  """Where the weights are that the user means.
+
+  The command that trained a run, with mode=evaluate, means the run: what it
+  started from is still named there.
+  """
+  workdir = writer.workdir_of(config)
+  if not checkpoint.steps_in(workdir):
+    return config.init_from or workdir
+  own = checkpoint.read_meta(workdir)['config'].get('init_from', '')
+  if config.init_from not in ('', own):
+    raise ValueError(
+        f'{workdir} has a run of its own, and config.init_from='
+        f'{config.init_from!r} names other weights. To evaluate the run, leave '
+        'config.init_from out; to evaluate those weights, give another place '
+        'for the result: --config.workdir=DIR.')
+  return workdir
 
 
 def _open(config, weights):
@@ -76,6 +97,14 @@ def _open(config, weights):
     return config, (), splits
   if classes is None:
     # Imported weights do not say what their classes are called.
+    for name in splits:
+      settings = getattr(config.data, name)
+      if not (settings.labels_csv or settings.classes):
+        raise ValueError(
+            f'The weights in {config.init_from} do not say which class is '
+            f'which, and config.data.{name} has no list of classes in the '
+            'order that they were trained with: give it as '
+            f'--config.data.{name}.labels_csv=class_labels_indices.csv.')
     name, first = next(iter(splits.items()))
     classes, where = first.source.class_names, f'config.data.{name}'
     head = len(weights.params.get('head/bias', classes))

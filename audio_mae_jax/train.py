@@ -34,6 +34,13 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
 
   Returns the last state; after a SIGTERM, that of the step it came at.
   """
+  return run(config, devices)[0]
+
+
+def run(
+    config: config_lib.Config, devices=None
+) -> tuple[step_lib.TrainState, bool]:
+  """`train`, and whether it came to its end: False after a signal."""
   # All that can be wrong with the settings is found before a file is written.
   pipeline.check(config)
   checkpoint.check(config.checkpoint)
@@ -47,7 +54,9 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
   online = probe.Online(config, program) if config.probe.online else None
   workdir = writer_lib.prepare_workdir(writer_lib.workdir_of(config))
   meta = checkpoint.meta_of(
-      config, opening.identity(data.train.source, program.task.labelled),
+      config, opening.identity(
+          data.train.source,
+          program.task.labelled or config.data.sampling == 'balanced'),
       classes)
   with contextlib.ExitStack() as stack:
     stack.enter_context(writer_lib.lock(workdir))
@@ -61,12 +70,12 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
       _log.info(line)
     _log.info('Work directory: %s. %s', workdir,
               f'Going on from step {start}.' if start else 'A new run.')
-    run = bookkeeping.Bookkeeper(
+    keeper = bookkeeping.Bookkeeper(
         config, program, data, online, workdir, checkpoints, meta, start,
         stored.get('unlogged', []))
-    stack.callback(run.close)
+    stack.callback(keeper.close)
     if not start:
-      run.begin(state)
+      keeper.begin(state)
     batches = stack.enter_context(contextlib.closing(pipeline.to_device(
         pipeline.train_batches(
             data.train.source, config, start_step=start,
@@ -76,16 +85,16 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
         program.batch_sharding, config.data.prefetch_batches)))
     for step in range(start + 1, program.total_steps + 1):
       batch = next(batches)
-      run.profile(step)
+      keeper.profile(step)
       # Inside the loop nothing goes to or from the device by accident.
       with jax.transfer_guard('disallow'):
         state, metrics = program.train_step(state, batch)
-      run.after_update(step, state, metrics)
+      keeper.after_update(step, state, metrics)
       if stop.requested(step) and step < program.total_steps:
-        run.stopped(step, state)
-        return state
-    run.finished(state)
-    return state
+        keeper.stopped(step, state)
+        return state, False
+    keeper.finished(state)
+    return state, True
 
 
 def summary(config, program, data, state) -> list[str]:

@@ -17,6 +17,7 @@ from audio_mae_jax import config as config_lib
 
 def get_config(subset='esc50'):
   config = config_lib.default('classify')
+  config.name = f'finetune_{subset}'  # each has a work directory of its own
   config.model.encoder.variant = 'B'
   config.model.encoder.drop_path = 0.1
   config.model.dtype = 'bfloat16'  # the released code: float16 autocast

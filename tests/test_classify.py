@@ -96,8 +96,6 @@ def test_logits_and_loss_equal_the_released_code(
       golden[f'{variant}/bce_loss'], rtol=1e-6)
 
 
-
-
 def test_results_do_not_depend_on_how_many_devices_share_the_batch():
   one, state = trained({})
   many, other = trained({'mesh.fsdp': 2}, 4)
@@ -123,7 +121,8 @@ def test_accumulated_micro_batches_mix_over_the_whole_batch():
     {'augment.mixup': 0.0}, {'augment.time_mask': 0}, {'augment.freq_mask': 0},
     {'augment.noise': 0.0, 'augment.noise_shift': 0}, {'augment.roll': False},
     {'augment.gain_concentration': 0.0}, {'mask.time_ratio': 0.5},
-    {'model.encoder.drop_path': 0.0}, {'labels.smoothing': 0.1},
+    {'model.encoder.drop_path': 0.0},
+    {'labels.multilabel': False, 'labels.smoothing': 0.1},
     {'labels.multilabel': False, 'labels.loss': 'ce'}], ids=str)
 def test_each_setting_changes_training(overrides):
   assert np.abs(loss_of(overrides) - loss_of({})).max() > 1e-6
@@ -173,7 +172,10 @@ def test_the_loss_of_evaluation_is_not_smoothed():
     ({'labels.loss': 'hinge'}, "labels.loss='hinge' is not known"),
     ({'labels.loss': 'ce'}, "'ce' is for clips with one label each"),
     ({'labels.metric': 'accuracy'}, 'for data with one'),
-    ({'labels.smoothing': 1.0}, 'smoothing'),
+    ({'labels.smoothing': 0.1}, 'divides the one label of a clip among all'),
+    ({'labels.smoothing': 1.0, 'labels.multilabel': False}, 'smoothing=1 is'),
+    ({'optimizer.ema_decay': 1.0}, 'ema_decay=1 is the share'),
+    ({'optimizer.ema_decay': -0.5}, 'ema_decay=-0.5 is the share'),
     ({'mask.time_ratio': 1.5}, 'mask.time_ratio=1.5'),
     ({'mask.name': 'stripes'}, "mask.name='stripes' is not known"),
     ({'model.encoder.drop_path': 1.0}, 'drop_path=1'),

@@ -48,7 +48,7 @@ def commands():
         tuning = 'fine-tuning' in row
       for cell in re.findall(r'`((?:--config\.[^`]+))`', row):
         overrides = re.findall(r"--config\.([\w.]+)=('[^']*'|\S+)", cell)
-        found.add((page.name, 'finetune_as20k' if tuning else 'pretrain_as2m',
+        found.add((page.name, 'finetune_esc50' if tuning else 'pretrain_as2m',
                    tuple(overrides)))
   return sorted(found)
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import logging
+import pathlib
 import re
 
 import jax
@@ -39,11 +41,12 @@ def calls(monkeypatch):
 
   def pretend(config):
     seen.append(config)
-    place = writer.workdir_of(config)
-    path = modes.pathlib.Path(place) / 'evaluation' / 'valid'
-    path.mkdir(parents=True)
-    (path / 'metrics.json').write_text(json.dumps(
-        {'metrics': {'accuracy': 0.4 + 0.1 * len(seen), 'loss': 1.0}}))
+    path = pathlib.Path(writer.workdir_of(config)) / 'evaluation' / 'valid'
+    path.mkdir(parents=True, exist_ok=True)
+    (path / 'metrics.json').write_text(json.dumps({'metrics': {
+        'accuracy': 0.4 + 0.1 * len(seen), 'loss': 1.0,
+        'balanced_accuracy': 0.2 * len(seen), 'accuracy_top5': None}}))
+    return True
 
   monkeypatch.setitem(modes.MODES, 'train', pretend)
   return seen
@@ -80,11 +83,26 @@ def test_folds_train_for_real_and_go_on_where_they_stopped(folder):
 def test_a_fold_that_a_signal_ended_has_no_mean(
     folder, tmp_path, calls, monkeypatch):
   ended = modes.MODES['train']
+  config = settings(folder, workdir=str(tmp_path / 'run'))
+  for fold in '012':  # what an earlier run may have left is no result
+    ended(modes.of_fold(config, fold))
+  calls.clear()
   monkeypatch.setitem(
       modes.MODES, 'train',
-      lambda config: ended(config) if len(calls) < 1 else None)
-  assert modes.run(settings(folder, workdir=str(tmp_path / 'run'))) is None
+      lambda config: ended(config) and len(calls) < 2)
+  assert modes.run(config) is None
+  assert len(calls) == 2
   assert not (tmp_path / 'run/folds.json').exists()
+
+
+def test_a_signal_says_that_a_run_has_not_ended(folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+      train._StopSignal, 'requested', lambda self, step: step == 1)
+  config = modes.of_fold(
+      settings(folder, workdir=str(tmp_path / 'run')), '0')
+  state, ended = train.run(config, jax.devices()[:1])
+  assert (int(state.step), ended) == (1, False)
+  assert not (tmp_path / 'run/fold_0/evaluation').exists()
 
 
 def test_a_recipe_without_folds_runs_once(folder, tmp_path, calls):
@@ -105,7 +123,10 @@ def test_a_probe_goes_through_its_folds_itself(folder, monkeypatch):
     ({'mode': 'predict'}, "mode='predict' is not known.*train, evaluate"),
     ({'folds': ('0', '0')}, 'names a fold twice'),
     ({'data.train.folds': '!0'}, "config.data.train.folds='!0' and config"),
-    ({'data.valid.name': 'demo'}, 'from the same source: leave .*valid.name'),
+    ({'data.valid.name': 'demo'}, 'from the same source.* leave .*valid.name'),
+    ({'data.valid.name': 'manifest', 'data.valid.path': 'other.csv'},
+     'from the same source'),
+    ({'mode': 'evaluate'}, 'There is no run in .*fold_0.* Train them first'),
     ({'folds': ('7',)}, '7'),
 ], ids=str)
 def test_folds_that_cannot_be_are_refused(
@@ -142,7 +163,7 @@ def test_pre_training_tells_what_its_encoder_learnt(folder, tmp_path, caplog):
   run = lambda name, more: train.train(tiny.config(
       test_classify.RUN, source | more | {'workdir': str(tmp_path / name)}),
       jax.devices()[:1])
-  modes.logging.getLogger('audio_mae_jax').propagate = True
+  logging.getLogger('audio_mae_jax').propagate = True
   with caplog.at_level('INFO'):
     state = run('probed', probe | {
         'probe.online': ('linear', 'knn'), 'probe.neighbours': 3,
@@ -164,5 +185,11 @@ def test_the_mean_is_of_the_metric_that_was_asked_for(
   config = settings(folder, workdir=str(tmp_path / 'run'))
   asked = dataclasses.replace(config, labels=dataclasses.replace(
       config.labels, metric='balanced_accuracy'))
-  with pytest.raises(KeyError):  # the pretended training has no such number
-    modes.run(asked)
+  assert modes.run(asked)['mean'] == pytest.approx(0.4)
+
+
+def test_a_metric_that_a_fold_does_not_define_is_told(folder, tmp_path, calls):
+  config = settings(folder, workdir=str(tmp_path / 'run'), **{
+      'labels.metric': 'accuracy_top5'})
+  with pytest.raises(ValueError, match='has no accuracy_top5, or it is not de'):
+    modes.run(config)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -18,7 +19,9 @@ import tiny
 from audio_mae_jax import evaluate
 from audio_mae_jax import frontend
 from audio_mae_jax import score
+from audio_mae_jax import train
 from audio_mae_jax import weights as weights_lib
+from audio_mae_jax.data import splits
 
 # A front end that can be undone: frames do not overlap and are not padded, and
 # a small deviation keeps neighbouring filters near each other.
@@ -159,7 +162,9 @@ def test_a_clip_that_cannot_be_read_is_told_not_counted(folder, tmp_path):
       'data.test.labels_csv': ''}, 'there is nothing to evaluate on. Name a'),
     ({'data.test.split': 'valid'}, "no rows .*'valid'"),
     ({'data.test.labels_csv': ''},
-     r'head of 20 classes, and the class list of config.data.test has \d+. '
+     'do not say which class is which, and config.data.test has no list'),
+    ({'data.test.labels_csv': '', 'data.test.classes': ('class 03',)},
+     'head of 20 classes, and the class list of config.data.test has 1. '
      'Give the list'),
     ({'model.encoder.depth': 2}, 'do not fit the model'),
     ({'model.encoder.width': 24}, 'do not fit the model'),
@@ -208,3 +213,38 @@ def test_predictions_are_written_whole_or_not_at_all(
   with pytest.raises(OSError, match='no space'):
     score.score(config, jax.devices()[:1])
   assert (tmp_path / 'evaluation/test/predictions.npz').read_bytes() == before
+
+
+def test_the_command_of_a_run_evaluates_the_run(folder, tmp_path):
+  """Not what it started from; and nobody else's weights in its place."""
+  config = settings(folder, workdir=str(tmp_path / 'run'), **{
+      'train.steps': 1, 'optimizer.warmup_epochs': 0.0, 'log.progress': False,
+      'log.tensorboard': False, 'optimizer.base_lr': 1.0,
+      'optimizer.min_lr': 1.0, 'data.train.name': 'manifest',
+      'data.train.path': 'train.csv', 'data.train.labels_csv': 'classes.csv'})
+  rows = (folder / 'manifest.csv').read_text()
+  for i in '01':
+    shutil.copy(folder / f'{i}.wav', folder / f'copy{i}.wav')
+    rows = rows.replace(f'{i}.wav', f'copy{i}.wav')
+  (folder / 'train.csv').write_text(rows)
+  train.train(config, jax.devices()[:1])
+  kept = np.load(tmp_path / 'run/evaluation/test/predictions.npz')['logits']
+  golden = goldens.read('finetune')['eval/logits']
+  assert np.abs(kept - golden).max() > 1e-2
+  found = score.score(config, jax.devices()[:1])['test']
+  np.testing.assert_allclose(found.outputs['logits'], kept, atol=1e-6)
+  with pytest.raises(ValueError, match='has a run of its own, and config.init'):
+    score.score(dataclasses.replace(config, init_from='elsewhere'),
+                jax.devices()[:1])
+
+
+def test_metrics_are_json_whatever_they_are(folder, tmp_path):
+  """A class told apart without an error has an infinite d'."""
+  split = splits.Split.open(
+      settings(folder).data.test, settings(folder).data, 'config.data.test')
+  values = {'loss': 1.0, 'd_prime': float('inf'), 'AUC': float('nan')}
+  evaluate.write(tmp_path, evaluate.Evaluation(
+      values, {}, {}, np.arange(2)), split, {})
+  text = (tmp_path / 'metrics.json').read_text()
+  assert json.loads(text, parse_constant=pytest.fail)['metrics'] == {
+      'loss': 1.0, 'd_prime': None, 'AUC': None}

@@ -6,7 +6,9 @@ right: a class nobody trained, a test clip that was trained on.
 
 import collections
 import dataclasses
+import functools
 import logging
+import os
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import metrics
@@ -74,20 +76,24 @@ def check(source: files.Source, labels: config_lib.Labels, where: str,
   _log.warning('Warning: %s They cannot be learnt.', text)
 
 
-def check_disjoint(train: files.Source, held_out: files.Source, where: str):
-  """Raises ValueError if a clip of `held_out` is (partly) trained on."""
-  trained = collections.defaultdict(list)
-  for place in map(train.place_of, range(len(train))):
+def check_disjoint(
+    source: files.Source, held_out: files.Source, where: str,
+    other: str = 'the train split'):
+  """Raises ValueError if a clip of `held_out` is (partly) in `source`, too."""
+  real = functools.cache(os.path.realpath)  # './a.wav', or a link, is 'a.wav'
+  spans = collections.defaultdict(list)
+  for place in map(source.place_of, range(len(source))):
     if place:
-      trained[place[0]].append(place[1:])
+      spans[real(place[0])].append(place[1:])
   shared = []
   for i in range(len(held_out)):
     path, start, stop = held_out.place_of(i) or ('', 0.0, 0.0)
-    if any(start < b and a < stop for a, b in trained.get(path, ())):
+    if path and any(
+        start < b and a < stop for a, b in spans.get(real(path), ())):
       shared.append(held_out.name_of(i))
   if shared:
     raise ValueError(
-        f'{len(shared)} of the {len(held_out)} clips of {where} are in the '
-        f'train split as well: {splits.some(shared)}. Folds and splits must '
-        'not overlap; correct the manifest, or the folds and splits asked for.')
+        f'{len(shared)} of the {len(held_out)} clips of {where} are in {other} '
+        f'as well: {splits.some(shared)}. Folds and splits must not overlap; '
+        'correct the manifest, or the folds and splits asked for.')
 

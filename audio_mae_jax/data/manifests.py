@@ -67,6 +67,13 @@ def choose(rows: list[Row], split: str, folds: str, place: str,
     if wrong or not kept:
       raise ValueError(_no_folds(f'{where}.folds={folds!r}', wrong, known,
                                  place, split))
+    loose = [row.path for row in kept if not row.fold]
+    if loose:
+      raise ValueError(
+          f'{where}.folds={folds!r}, and {len(loose)} rows of {place} have no '
+          f'fold, the first of them {loose[0]}: they would be trained on in '
+          'every fold and tested in none. Give them a fold, or a split of '
+          'their own to leave them out.')
     rows = kept
   return rows
 

@@ -46,6 +46,9 @@ def for_training(
     if labelled and split is not None:
       labels.check_disjoint(
           train.source, split.source, f'config.data.{name}')
+  if labelled and data.valid is not None and data.test is not None:
+    labels.check_disjoint(data.valid.source, data.test.source,
+                          'config.data.test', 'the valid split')
   return config, data
 
 

@@ -99,8 +99,8 @@ def train_batches(source: files.Source, cfg: config.Config, *,
   def row(i):
     step, r = divmod(i, len(rows))
     position = step * cfg.train.batch_size + rows[r]
-    return clips.replaced(order[position], np.random.default_rng(
-        (seed, position)))
+    return clips.replaced(
+        order, position, np.random.default_rng((seed, position)))
 
   first = start_step * len(rows)
   return _decoded(
@@ -197,19 +197,21 @@ class _Clips:
     if cfg.data.cache_gb:
       self._memory = _Memory(int(cfg.data.cache_gb * 1e9), load, rate_hz)
 
-  def replaced(self, index, rng):
-    """The row of clip `index` or, where that is bad, of the next good one."""
-    row = self._row(index, rng)
+  def replaced(self, order, position, rng):
+    """The row of the clip at `position` or, where that is bad, of another one
+    of its epoch."""
+    row = self._row(order[position], rng)
     if row is not None:
       return row
     # A walk with a step that has no common divisor with the number of clips
     # meets each once.
-    total = len(self._source)
+    total = order.clips_per_epoch
+    first = position - position % total
     stride = int(rng.integers(1, total + 1))
     while math.gcd(stride, total) != 1:
       stride = int(rng.integers(1, total + 1))
     for k in range(1, min(total, _MAX_TRIES)):
-      row = self._row((index + k * stride) % total, rng)
+      row = self._row(order[first + (position + k * stride) % total], rng)
       if row is not None:
         return row
     self._report.stop()

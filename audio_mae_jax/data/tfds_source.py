@@ -6,6 +6,7 @@ with a `tfds.features.Audio`, as all that TFDS ships, needs it installed.
 """
 
 import difflib
+import functools
 
 import numpy as np
 
@@ -40,6 +41,7 @@ class Tfds(files.Source):
           'Prepare it once: python -c "import tensorflow_datasets as tfds; '
           f"tfds.builder('{info.name}', data_dir='{builder.data_dir_root}', "
           "file_format='array_record').download_and_prepare()\"")
+    self._builder = builder
     self._split = split or '+'.join(info.splits)
     self._examples = _with_tensorflow(
         lambda: builder.as_data_source(self._split), info.name)
@@ -59,6 +61,18 @@ class Tfds(files.Source):
     return {'audio': example[self._audio], 'id': self.name_of(i),
             'sample_rate_hz': self._rate_hz, 'start_s': 0.0,
             'duration_s': None, 'labels': tuple(map(int, labels))}
+
+  def labels_of(self, i):
+    return self._labels[i] if self._label else ()
+
+  @functools.cached_property
+  def _labels(self):
+    """Of all examples, without decoding their audio."""
+    import tensorflow_datasets as tfds
+    examples = self._builder.as_data_source(
+        self._split, decoders={self._audio: tfds.decode.SkipDecoding()})
+    return [tuple(map(int, np.atleast_1d(example[self._label])))
+            for example in examples]
 
   def name_of(self, i):
     return f'{self._name} {self._split}[{i}]'

@@ -43,6 +43,10 @@ class Classify:
           "labels.loss='ce' is for clips with one label each, and "
           "labels.multilabel=True: set labels.loss='bce', or "
           'labels.multilabel=False.')
+    if labels.multilabel and labels.smoothing:
+      raise ValueError(
+          f'labels.smoothing={labels.smoothing} divides the one label of a '
+          'clip among all classes, and labels.multilabel=True: set it to 0.')
     losses.smooth(jnp.zeros((1, 1)), labels.smoothing)
     self.metric = metrics.main_metric(labels.multilabel, labels.metric)
     # Here, so that a wrong setting stops before any data is read.

@@ -48,7 +48,8 @@ def folds(tmp_path):
 
 @pytest.mark.parametrize('fields, ids', [
     (dict(), 'abcd'), (dict(folds='1'), 'a'), (dict(folds='10, 2'), 'bc'),
-    (dict(folds='!1'), 'bcd'), (dict(folds='!1,10'), 'bd'),
+    (dict(split='train+valid', folds='!1'), 'bc'),
+    (dict(split='train+valid', folds='!1,10'), 'b'),
     (dict(split='train', folds='!2'), 'a'), (dict(split='train+test'), 'abd')])
 def test_rows_are_chosen_by_split_and_fold(folds, fields, ids):
   assert folds(**fields) == list(ids)
@@ -58,6 +59,8 @@ def test_rows_are_chosen_by_split_and_fold(folds, fields, ids):
     (dict(folds='3'), r"config.data.train.folds='3': .*m.csv has no fold '3'; "
      r"it has 1, 2, 10. Name some \('1,2'\), or all but some \('!1'\)"),
     (dict(folds='!0'), "has no fold '0'"),
+    (dict(folds='!1'), "folds='!1', and 1 rows of .*m.csv have no fold, the "
+     'first of them d: they would be trained on in every fold'),
     (dict(split='train', folds='10'), "no fold '10' of split 'train'; it has "
      '1, 2.'),
     (dict(split='train', folds='!1,2'), "folds='!1,2' leaves no row of split "

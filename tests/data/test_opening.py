@@ -89,6 +89,29 @@ def test_a_held_out_clip_that_is_trained_on_is_named(corpus):
     opened(train, valid)
 
 
+@pytest.mark.parametrize('spelling', ['./1.wav', 'link.wav'])
+def test_another_spelling_is_the_same_clip(corpus, tmp_path, spelling):
+  (tmp_path / 'link.wav').symlink_to(tmp_path / '1.wav')
+  train = corpus('train.csv', [('0.wav', 'a'), ('1.wav', 'b')])
+  valid = corpus('valid.csv', [('2.wav', 'b'), (spelling, 'b')])
+  with pytest.raises(ValueError, match='must not overlap'):
+    opened(train, valid)
+
+
+def test_a_clip_to_test_on_is_not_one_to_validate_on(corpus):
+  rows = [('0.wav', 'a', 'train'), ('1.wav', 'b', 'train'),
+          ('2.wav', 'a', 'valid'), ('2.wav', 'a', 'test')]
+  path = corpus('all.csv', rows, ('path', 'label', 'split'))
+  source = lambda split: config.Source(
+      name='manifest', path=path, split=split)
+  cfg = config.Config(task='classify', labels=SINGLE, data=config.Data(
+      clip_s=0.1, train=source('train'), valid=source('valid'),
+      test=source('test')))
+  with pytest.raises(ValueError, match=(
+      "1 of the 1 clips of config.data.test are in the valid split as well")):
+    opening.for_training(cfg, labelled=True)
+
+
 @pytest.mark.parametrize('start, overlaps', [(0.04, True), (0.05, False)])
 def test_parts_of_a_file_overlap_where_they_share_time(
     corpus, start, overlaps):

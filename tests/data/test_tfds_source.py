@@ -112,7 +112,7 @@ def test_a_prepared_dataset_is_read_without_tensorflow(prepared, builder_class):
     np.testing.assert_array_equal(samples, np.float32(pcm(number)) / 2**15)
     expected = ((number % 2,) if builder_class is PcmSet
                 else (2, 0)[:number % 3])
-    assert source[i]['labels'] == expected
+    assert source[i]['labels'] == expected == source.labels_of(i)
     seen.add(number)
   assert seen == set(range(6))
   assert source.class_names == (
