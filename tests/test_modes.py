@@ -7,8 +7,8 @@ import pathlib
 import re
 
 import jax
+import labelled
 import pytest
-import test_classify
 import tiny
 
 from audio_mae_jax import modes
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('folds')
-  test_classify.corpus(folder)
+  labelled.corpus(folder)
   return folder
 
 
 def settings(folder, **overrides):
-  return tiny.config(test_classify.RUN, {
+  return tiny.config(labelled.RUN, {
       'data.root': str(folder), 'workdir': str(folder / 'run'),
       'data.train.folds': '', 'data.valid.name': '', 'data.valid.path': '',
       'data.valid.folds': '', 'folds': ('0', '1', '2'),
@@ -161,7 +161,7 @@ def test_pre_training_tells_what_its_encoder_learnt(folder, tmp_path, caplog):
            for name, value in (('name', 'manifest'), ('path', 'manifest.csv'),
                                ('folds', folds))}
   run = lambda name, more: train.train(tiny.config(
-      test_classify.RUN, source | more | {'workdir': str(tmp_path / name)}),
+      labelled.RUN, source | more | {'workdir': str(tmp_path / name)}),
       jax.devices()[:1])
   logging.getLogger('audio_mae_jax').propagate = True
   with caplog.at_level('INFO'):
