@@ -136,6 +136,14 @@ def test_one_label_a_clip_means_one(corpus, labels, found):
     opened(path)
 
 
+def test_a_held_out_clip_has_one_label_too(corpus):
+  train = corpus('train.csv', [('0.wav', 'a'), ('1.wav', 'b')])
+  valid = corpus('valid.csv', [('2.wav', 'b'), ('3.wav', '')])
+  with pytest.raises(ValueError, match=(
+      'config.data.valid: 3.wav has no labels, and labels.multilabel=False')):
+    opened(train, valid)
+
+
 def test_no_labels_at_all_are_no_task(corpus):
   path = corpus('x.csv', [('0.wav', '')])
   with pytest.raises(ValueError, match='config.data.train has no labels, and '

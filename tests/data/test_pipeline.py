@@ -275,3 +275,22 @@ def test_a_clip_in_memory_is_decoded_once_and_not_changed(
   small = settings(crop=crop, cache_gb=4001 * 4 / 1e9, num_threads=1)
   batching.assert_equal(expected, batching.train(source, small, 6))
   assert len(opened) > 12
+
+
+def test_a_bad_clip_gives_its_place_to_one_of_the_same_epoch(
+    numbered, settings, monkeypatch):
+  """Balanced epochs differ in their clips."""
+
+  class Pairs:
+    """Epoch e is the bad clip 0, then clip 1 + e."""
+    clips_per_epoch = 2
+
+    def __getitem__(self, position):
+      epoch, place = divmod(position, 2)
+      return place * (1 + epoch)
+
+  monkeypatch.setattr(pipeline.sampling, 'make', lambda *_: Pairs())
+  batches = batching.train(
+      numbered(6, bad=(0,)), settings(2, max_bad_fraction=0.5), 4)
+  assert batching.column(batches, 'index').tolist() == [
+      1, 1, 2, 2, 3, 3, 4, 4]
