@@ -270,8 +270,9 @@ def check_meta(stored: dict, present: dict, folder):
   A field that is younger than the run has its default.
   """
   began = dataclasses.asdict(config_lib.typed(stored['config']))
-  # Of labels, pre-training has those of its probes alone.
-  of_task = (r'labels\..*',) if began['task'] == 'pretrain' else ()
+  # Pre-training has no head, and labels for its probes alone.
+  of_task = ((r'labels\..*', r'model\.classifier\..*')
+             if began['task'] == 'pretrain' else ())
   changed = [
       (name, old, new) for name, old, new in
       config_lib.differences(began, present['config'])

@@ -38,7 +38,8 @@ FULL_SIZE = {  # table of golden/ -> the settings that it is of
         'model.decoder.name': 'global', 'model.decoder.depth': 8},
     'pretrain_overlap_keys': {
         'patch.stride': (10, 10), 'model.decoder.window': (6, 6)},
-    'finetune_keys': {'task': 'classify'},
+    'finetune_keys': {
+        'task': 'classify', 'model.classifier.num_classes': 527},
 }
 
 

@@ -109,8 +109,8 @@ def test_all_spellings_of_hugging_face_are_read(spelling, tmp_path):
 @pytest.mark.parametrize('overrides, message', [
     ({'patch.stride': (10, 10)}, 'no overlapping patches (patch.stride=(10, 10)'
      '); export to timm'),
-    ({'task': 'classify'}, 'no classifier that averages patches and then '
-     'normalises; export to timm'),
+    ({'task': 'classify', 'model.classifier.num_classes': 5},
+     'no classifier that averages patches and then normalises; export to timm'),
 ])
 def test_what_hugging_face_has_not_is_refused(overrides, message, tmp_path):
   with pytest.raises(ValueError, match=re.escape(message)):

@@ -204,7 +204,9 @@ def test_other_data_is_an_error(whole):
 def test_settings_that_change_no_result_may_differ(whole, tmp_path):
   shutil.copytree(whole[0], tmp_path / 'moved')
   state = run(tiny(tmp_path / 'moved', **{
-      'log.every_steps': 5, 'data.num_threads': 2, 'checkpoint.keep': 9}))
+      'log.every_steps': 5, 'data.num_threads': 2, 'checkpoint.keep': 9,
+      # What pre-training has no use for.
+      'labels.multilabel': False, 'model.classifier.num_classes': 527}))
   assert_same_bits(state, whole[1])
 
 
@@ -353,7 +355,8 @@ def test_too_many_bad_files_stop_the_run_with_the_list(tmp_path):
   with pytest.raises(ValueError, match='max_bad_fraction') as error:
     run(tiny(tmp_path / 'run', **{
         'data.train.name': 'folder', 'data.train.path': str(tmp_path / 'audio'),
-        'data.train.num_clips': 1024}))
+        'data.train.num_clips': 1024,
+        'train.seed': 1}))  # it begins with a good one
   assert '01.wav' in str(error.value) or '05.wav' in str(error.value)
   # The report is there, though no step was logged.
   report = json.loads((tmp_path / 'run' / 'bad_files.json').read_text())
