@@ -1,6 +1,7 @@
 """What the commands of this package share: the recipe's flag, and how an error
 that the user can mend is told."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -88,6 +89,19 @@ def _main(action, argv):
     stop(error)
   try:
     action(config_lib.typed(recipe))
+  except Exception as error:
+    if not is_users(error):
+      raise
+    stop(error)
+
+
+@contextlib.contextmanager
+def telling():
+  """Ends a command with the message of an error that its user can mend."""
+  try:
+    yield
+  except OSError as error:  # of files that the user named
+    stop(error)
   except Exception as error:
     if not is_users(error):
       raise

@@ -18,15 +18,9 @@ from audio_mae_jax.convert import importer
 def main(argv=None):
   options = parser().parse_args(argv)
   cli.log_to_terminal()
-  try:
+  with cli.telling():
     weights.check_absent(options.output)
     options.action(options)
-  except OSError as error:  # of files that the user named
-    cli.stop(error)
-  except Exception as error:
-    if not cli.is_users(error):
-      raise
-    cli.stop(error)
 
 
 def parser() -> argparse.ArgumentParser:

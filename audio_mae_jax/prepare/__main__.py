@@ -22,14 +22,8 @@ from audio_mae_jax.prepare import report as report_lib
 def main(argv=None):
   options = parser().parse_args(argv)
   cli.log_to_terminal()
-  try:
+  with cli.telling():
     prepare(options)
-  except OSError as error:  # of files that the user named
-    cli.stop(error)
-  except Exception as error:
-    if not cli.is_users(error):
-      raise
-    cli.stop(error)
 
 
 def parser() -> argparse.ArgumentParser:
