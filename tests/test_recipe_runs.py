@@ -74,7 +74,7 @@ def small(recipe, root, pretrained):
       'workdir': str(root / 'run'), 'data.num_threads': 1,
       'train.batch_size': 2, 'train.steps': 3, 'optimizer.warmup_epochs': 0.0,
       'checkpoint.every_steps': 1, 'log.progress': False,
-      'log.tensorboard': False, 'log.eval_every_steps': 100})
+      'log.tensorboard': False, 'log.eval_every_steps': -1})
   if config.data.epoch_clips:
     config.data.epoch_clips = 4
   config.folds = config.folds[:2]
