@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax import trees
 
 _log = logging.getLogger(__name__)
@@ -167,6 +168,14 @@ class Checkpoints:
 
   def close(self):
     self._manager.close()  # waits, too
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, _):
+    # Orbax would wait for processes that this one may have lost.
+    if error is None or not distributed.is_several():
+      self.close()
 
 
 def read_params(folder) -> tuple[dict, dict]:

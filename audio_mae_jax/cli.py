@@ -17,9 +17,28 @@ from ml_collections import config_flags
 import tqdm
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Recipe, e.g. configs/pretrain_as2m.py.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0. With --num_processes and '
+    '--process_id where processes do not find each other: on Cloud TPU, GKE, '
+    'Slurm and Open MPI they do.')
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'How many there are in all.')
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, 'Which of them this one is, from 0.')
+_LOCAL_DEVICE_IDS = flags.DEFINE_list(
+    'local_device_ids', None, 'GPUs of this process, of those that it sees.')
+_HEARTBEAT_S = flags.DEFINE_integer(
+    'heartbeat_s', distributed.HEARTBEAT_S,
+    'Seconds after which a process that is silent counts as lost.')
+_WAIT_S = flags.DEFINE_integer(
+    'wait_s', distributed.WAIT_S, 'Seconds to wait for the others to start.')
+
+
+LOST_PROCESS = 69  # exit status; 1 is an error that the user can mend
 
 
 def named(config, file: str):
@@ -55,7 +74,11 @@ def log_to_terminal():
 
 
 def run(action):
-  """Calls `action(config)` with the recipe of the command line, and exits."""
+  """Calls `action(config)` with the recipe of the command line, and exits.
+
+  Where there are several processes, they are connected. What the action gives
+  is the exit status.
+  """
   app.run(functools.partial(_main, action), flags_parser=_parse)
 
 
@@ -88,11 +111,29 @@ def _main(action, argv):
   except OSError as error:  # a missing file is told of at the first use
     stop(error)
   try:
-    action(config_lib.typed(recipe))
+    config = config_lib.typed(recipe)
+    distributed.initialize(_start())
+    if not distributed.is_first():
+      logging.getLogger('audio_mae_jax').setLevel(logging.WARNING)
+    return action(config)
   except Exception as error:
+    if distributed.lost_process(error):
+      text = ' '.join(str(error).split())
+      stop(f'Another process of this run has ended, or cannot be reached '
+           f'({text[:300]}). The first error among the logs of all processes '
+           'says why. The same command goes on from the last checkpoint.',
+           LOST_PROCESS)
     if not is_users(error):
-      raise
+      traceback.print_exc()
+      distributed.leave(1)
     stop(error)
+
+
+def _start():
+  return distributed.Start(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+      _LOCAL_DEVICE_IDS.value and tuple(map(int, _LOCAL_DEVICE_IDS.value)),
+      _HEARTBEAT_S.value, _WAIT_S.value)
 
 
 @contextlib.contextmanager
@@ -108,7 +149,7 @@ def telling():
     stop(error)
 
 
-def stop(message):
+def stop(message, status=1):
   """Says what is wrong, and exits."""
   print(f'\nerror: {message}', file=sys.stderr)
-  sys.exit(1)
+  distributed.leave(status)

@@ -8,6 +8,7 @@ the checkpoint; what came after is cut off on resume.
 import collections
 import contextlib
 import logging
+import os
 import signal
 
 import jax
@@ -16,6 +17,7 @@ from jax.experimental import multihost_utils
 from audio_mae_jax import bookkeeping
 from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax import frontend
 from audio_mae_jax import init_from
 from audio_mae_jax import probe
@@ -60,8 +62,8 @@ def run(
       classes)
   with contextlib.ExitStack() as stack:
     stack.enter_context(writer_lib.lock(workdir))
-    checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
-    stack.callback(checkpoints.close)
+    checkpoints = stack.enter_context(
+        checkpoint.Checkpoints(workdir, config.checkpoint))
     stop = stack.enter_context(_StopSignal())
     start, state, stored = checkpoints.restore(program.shapes, meta) or (
         0, program.init(initial), {})
@@ -137,16 +139,23 @@ def warnings(config, source):
 
 
 class _StopSignal(contextlib.AbstractContextManager):
-  """Turns SIGTERM and the first Ctrl-C into a wish that the loop asks for."""
+  """Turns SIGTERM and the first Ctrl-C into a wish that the loop asks for.
+
+  With several processes SIGTERM is JAX's: it tells the others, and they agree
+  on a step. Ctrl-C is passed on to it.
+  """
 
   def __init__(self):
     self._wished = False
     self._handlers = {}
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
-      with contextlib.suppress(ValueError):  # not in the main thread
-        self._handlers[number] = signal.signal(number, self._note)
+    several = distributed.is_several()
+    numbers = {signal.SIGINT: self._pass_on} if several else {
+        signal.SIGTERM: self._note, signal.SIGINT: self._note}
+    with contextlib.suppress(ValueError):  # not in the main thread
+      for number, act in numbers.items():
+        self._handlers[number] = signal.signal(number, act)
     return self
 
   def __exit__(self, *_):
@@ -157,8 +166,12 @@ class _StopSignal(contextlib.AbstractContextManager):
     self._wished = True
     signal.signal(number, self._handlers[number])  # a second one acts at once
 
+  def _pass_on(self, number, _):
+    signal.signal(number, self._handlers[number])
+    os.kill(os.getpid(), signal.SIGTERM)
+
   def requested(self, step: int) -> bool:
     """All processes stop at the same step, whichever got the signal."""
-    if jax.process_count() > 1:
+    if distributed.is_several():
       return multihost_utils.reached_preemption_sync_point(step)
     return self._wished
