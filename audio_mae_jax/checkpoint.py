@@ -2,7 +2,8 @@
 
 What happens when a run starts again in the same work directory:
 1. The newest checkpoint is read. What a killed run had not finished writing is
-   not a checkpoint (Orbax renames a folder when it is whole), and is removed.
+   not a checkpoint (Orbax renames a folder when it is whole; at an address the
+   last file makes it one), and is removed.
 2. Its configuration and data are compared with the present ones: fields that
    change the result must agree.
 3. Its arrays are read onto the present mesh, whatever mesh wrote them, and
@@ -16,6 +17,7 @@ The position in the data is the step: the pipeline finds its place from it.
 import dataclasses
 import logging
 import re
+import shutil
 
 from etils import epath
 import jax
@@ -25,8 +27,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import copies
 from audio_mae_jax import distributed
+from audio_mae_jax import storage
 from audio_mae_jax import trees
+from audio_mae_jax import workdirs
 
 _log = logging.getLogger(__name__)
 
@@ -74,10 +79,17 @@ def check(settings: config_lib.Checkpoint):
 class Checkpoints:
   """The checkpoints of one work directory."""
 
-  def __init__(self, workdir, settings: config_lib.Checkpoint):
-    self._folder = epath.Path(workdir).resolve() / 'checkpoints'
+  def __init__(self, workdir: workdirs.Workdir,
+               settings: config_lib.Checkpoint):
+    self._folder = self._place = workdir.address / 'checkpoints'
+    self._copies = None
+    if copies.are_needed(self._folder):
+      # Orbax writes here.
+      self._place = epath.Path(workdir.folder / 'checkpoints')
+      self._copies = copies.Copies(self._place, self._folder, settings)
+    workdir.check_shared()
     self._manager = ocp.CheckpointManager(
-        self._folder,
+        self._place,
         options=ocp.CheckpointManagerOptions(
             max_to_keep=settings.keep,
             keep_period=settings.keep_every_steps or None,
@@ -94,6 +106,9 @@ class Checkpoints:
     meta = {**meta, 'fingerprint': fingerprint(state)}
     self._manager.save(step, force=True, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+    if self._copies:
+      self._manager.wait_until_finished()
+      self._copies.put(step)
 
   def restore(self, target, meta: dict):
     """The newest whole checkpoint as `(step, state, meta)`, or None.
@@ -105,9 +120,10 @@ class Checkpoints:
     Raises:
       ValueError: settings differ, or there are checkpoints and none is whole.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
+    steps = sorted(self._steps(), reverse=True)
     damaged = {}
     for step in steps:
+      self._fetch(step)
       stored, reason = _try(self._read_meta, step)
       if reason is None:
         check_meta(stored, meta, self._folder)
@@ -124,6 +140,17 @@ class Checkpoints:
           + '; '.join(f'{step}: {why}' for step, why in damaged.items())
           + '. Restore one from a backup, or start again in another workdir.')
     return None
+
+  def _steps(self):
+    return self._copies.steps() if self._copies else self._manager.all_steps()
+
+  def _fetch(self, step):
+    """Makes a checkpoint readable for Orbax, in all processes."""
+    if self._copies:
+      with distributed.together():
+        if distributed.is_first():
+          self._copies.fetch(step)
+      self._manager.reload()
 
   def _read_meta(self, step):
     return self._manager.restore(step, args=ocp.args.Composite(
@@ -144,12 +171,13 @@ class Checkpoints:
         sorted(damaged), self._folder.parent / 'damaged')
     if jax.process_index() == 0:
       aside = self._folder.parent / 'damaged'
-      aside.mkdir(parents=True, exist_ok=True)
       for bad in damaged:
         number = 0
-        while (aside / f'{bad}.{number}').exists():
+        while storage.is_dir(aside / f'{bad}.{number}'):
           number += 1
-        (self._folder / str(bad)).rename(aside / f'{bad}.{number}')
+        storage.move(self._folder / str(bad), aside / f'{bad}.{number}')
+        if self._copies:
+          shutil.rmtree(self._place / str(bad))
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('damaged')
     self._manager.reload()
@@ -165,9 +193,13 @@ class Checkpoints:
   def wait(self):
     """Returns when what was begun is written."""
     self._manager.wait_until_finished()
+    if self._copies:
+      self._copies.wait()
 
   def close(self):
     self._manager.close()  # waits, too
+    if self._copies:
+      self._copies.close()
 
   def __enter__(self):
     return self
@@ -200,13 +232,13 @@ def read_meta(folder) -> dict:
 
 def steps_in(workdir) -> list[epath.Path]:
   """Folders of the checkpoints of a run, the newest first."""
-  found = (path for path in (epath.Path(workdir) / 'checkpoints').glob('*')
-           if path.name.isdigit())
+  found = (path for path in (storage.path_of(workdir) / 'checkpoints').glob('*')
+           if path.name.isdigit() and copies.is_whole(path))
   return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def _newest(folder, read):
-  folder = epath.Path(folder).resolve()  # Orbax takes no relative paths
+  folder = storage.path_of(folder)  # Orbax takes no relative paths
   reasons = []
   for path in [folder] if is_checkpoint(folder) else steps_in(folder):
     found, reason = _try(read, path)
@@ -223,24 +255,26 @@ def _newest(folder, read):
 
 def is_checkpoint(folder) -> bool:
   """Whether `folder` is that of one checkpoint of a run."""
-  return (epath.Path(folder) / 'state').exists()
+  return storage.is_dir(storage.path_of(folder) / 'state')
 
 
 def _read_params(path):
   handler = ocp.PyTreeCheckpointHandler()
-  shapes = handler.metadata(path / 'state').tree
-  name = 'ema' if shapes['ema'] is not None else 'params'
-  item = {name: jax.tree.map(lambda _: 0, shapes[name])}
-  found = handler.restore(path / 'state', args=ocp.args.PyTreeRestore(
-      item=item, partial_restore=True, restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)))
+  with copies.readable(path / 'state') as place:
+    shapes = handler.metadata(place).tree
+    name = 'ema' if shapes['ema'] is not None else 'params'
+    item = {name: jax.tree.map(lambda _: 0, shapes[name])}
+    found = handler.restore(place, args=ocp.args.PyTreeRestore(
+        item=item, partial_restore=True, restore_args=jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)))
   meta = _read_meta(path)
   _check_fingerprint(found, meta)
   return trees.flatten(found[name]), meta
 
 
 def _read_meta(path):
-  return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / 'meta')
+  with copies.readable(path / 'meta') as place:
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(place)
 
 
 def _check_fingerprint(tree, meta):

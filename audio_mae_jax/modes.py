@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import pathlib
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,9 +17,10 @@ from audio_mae_jax import metrics
 from audio_mae_jax import probe
 from audio_mae_jax import registry
 from audio_mae_jax import score
+from audio_mae_jax import storage
 from audio_mae_jax import tasks
 from audio_mae_jax import train
-from audio_mae_jax import writer
+from audio_mae_jax import workdirs
 
 _log = logging.getLogger(__name__)
 
@@ -70,11 +70,10 @@ def cross_validate(config: config_lib.Config, action) -> dict | None:
            'std': float(np.std(list(values.values()), ddof=1))
                   if len(values) > 1 else 0.0,
            'folds': values}
-  path = pathlib.Path(writer.workdir_of(config)) / RESULT
+  path = storage.path_of(workdirs.place_of(config)) / RESULT
   if jax.process_index() == 0:
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(found, indent=1, allow_nan=False) + '\n')
-    os.replace(partial, path)
+    storage.write_text(
+        path, json.dumps(found, indent=1, allow_nan=False) + '\n')
   _log.info('%s over %d folds: mean %.4f, standard deviation %.4f (%s). %s',
             metric, len(values), found['mean'], found['std'],
             ', '.join(f'{k}: {x:.4f}' for k, x in values.items()), path)
@@ -96,7 +95,7 @@ def _check_trained(runs):
 
 def _result(config, metric):
   """The metric of a fold that has ended, the same in all processes."""
-  path = (pathlib.Path(config.workdir) / 'evaluation' / 'valid'
+  path = (storage.path_of(config.workdir) / 'evaluation' / 'valid'
           / evaluate.METRICS)
   value = math.nan
   if jax.process_index() == 0:  # the one that wrote it
@@ -129,7 +128,7 @@ def of_fold(config: config_lib.Config, fold: str) -> config_lib.Config:
         'config.data.train: leave config.data.valid.name empty.')
   return dataclasses.replace(
       config, folds=(), name=f'{config.name or config.task}_{fold}',
-      workdir=os.path.join(writer.workdir_of(config), f'fold_{fold}'),
+      workdir=os.path.join(workdirs.place_of(config), f'fold_{fold}'),
       data=dataclasses.replace(
           data, train=dataclasses.replace(data.train, folds=f'!{fold}'),
           valid=dataclasses.replace(data.train, folds=fold)))

@@ -13,10 +13,11 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'audio_mae_jax'
 # from those below. Entries name a module or a folder.
 FLOORS = [
     ['config', 'registry', 'trees', 'record', 'compare', 'metrics',
-     'distributed'],
+     'distributed', 'storage', 'lease'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
-    ['flops', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress'],
+    ['flops', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress',
+     'workdirs', 'copies'],
     ['tasks'],
     ['step', 'checkpoint'],
     ['weights', 'init_from'],

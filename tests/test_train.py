@@ -17,7 +17,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import record
 from audio_mae_jax import train
 from audio_mae_jax import trees
-from audio_mae_jax import writer
+from audio_mae_jax import workdirs
 from audio_mae_jax.data import audio_io
 
 pytestmark = [
@@ -164,7 +164,7 @@ def test_what_was_read_but_not_logged_survives_a_stop(
 
 
 def test_a_second_run_in_the_same_place_is_refused(tmp_path):
-  with writer.lock(tmp_path):
+  with workdirs.lock(tmp_path):
     with pytest.raises(ValueError, match='Another process is training'):
       run(tiny(tmp_path))
 

@@ -1,0 +1,96 @@
+"""Stores on this machine that speak the interfaces of S3 and of Google's.
+
+Amazon's is moto, Google's gcp-storage-emulator. They live as long as the tests
+do, as clients keep connections; each test has buckets of its own.
+"""
+
+import contextlib
+from http import server as http_server
+import os
+import socket
+import threading
+from unittest import mock
+import uuid
+
+import fsspec
+
+COMMON = {
+    # No search for machines of a cloud that would lend their credentials.
+    'AWS_EC2_METADATA_DISABLED': 'true', 'NO_GCE_CHECK': 'true'}
+
+
+@contextlib.contextmanager
+def s3():
+  """`s3://` leads to an empty store, here and in processes begun from here."""
+  from moto import server as moto_server
+  server = moto_server.ThreadedMotoServer(
+      '127.0.0.1', _free_port(), verbose=False)
+  server.start()
+  host, port = server.get_host_and_port()
+  with mock.patch.dict(os.environ, {
+      **COMMON, 'AWS_ENDPOINT_URL': f'http://{host}:{port}',
+      'AWS_ACCESS_KEY_ID': 'test', 'AWS_SECRET_ACCESS_KEY': 'test',
+      'AWS_DEFAULT_REGION': 'us-east-1'}):
+    yield
+  server.stop()
+
+
+@contextlib.contextmanager
+def gs():
+  """`gs://` leads to an empty store, here and in processes begun from here."""
+  from gcp_storage_emulator.handlers import objects
+  import gcp_storage_emulator.server as gs_server
+  upload = objects._multipart_upload
+
+  def checked(request, response, storage):
+    """What locks rely on, and the emulator does not know."""
+    if request.query.get('ifGenerationMatch') == ['0']:
+      with contextlib.suppress(objects.NotFound):
+        storage.get_file_obj(
+            request.params['bucket_name'], request.data['meta']['name'])
+        response.status = 412
+        return
+    upload(request, response, storage)
+
+  handle, alone = gs_server.Router.handle, threading.Lock()
+
+  def one_at_a_time(*arguments):
+    with alone:
+      handle(*arguments)
+
+  port = _free_port()
+  host = f'http://127.0.0.1:{port}'
+  with (mock.patch.object(objects, '_multipart_upload', checked),
+        mock.patch.object(gs_server.server, 'HTTPServer', _Server),
+        mock.patch.object(gs_server.Router, 'handle', one_at_a_time),
+        mock.patch.dict(fsspec.config.conf['gcs'], {'token': 'anon'}),
+        mock.patch.dict(os.environ, {
+            **COMMON, 'STORAGE_EMULATOR_HOST': host,
+            'TENSORSTORE_GCS_HTTP_URL': host, 'FSSPEC_GCS_TOKEN': 'anon',
+            # gcsfs would ask for kinds of buckets that no emulator has.
+            'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'})):
+    server = gs_server.create_server('127.0.0.1', port, in_memory=True)
+    server.start()
+    yield
+    server.stop()
+
+
+class _Server(http_server.ThreadingHTTPServer):
+  """Takes more than one connection, and what a client gives up is no error."""
+
+  request_queue_size = 100
+
+  def handle_error(self, request, client_address):
+    del request, client_address
+
+
+def new_bucket(scheme: str) -> str:
+  name = f'bucket-{uuid.uuid4().hex[:12]}'
+  fsspec.filesystem(scheme).mkdir(name)
+  return f'{scheme}://{name}'
+
+
+def _free_port():
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
