@@ -17,7 +17,6 @@ The position in the data is the step: the pipeline finds its place from it.
 import dataclasses
 import logging
 import re
-import shutil
 
 from etils import epath
 import jax
@@ -81,15 +80,14 @@ class Checkpoints:
 
   def __init__(self, workdir: workdirs.Workdir,
                settings: config_lib.Checkpoint):
-    self._folder = self._place = workdir.address / 'checkpoints'
+    self._folder = place = workdir.address / 'checkpoints'
     self._copies = None
     if copies.are_needed(self._folder):
-      # Orbax writes here.
-      self._place = epath.Path(workdir.folder / 'checkpoints')
-      self._copies = copies.Copies(self._place, self._folder, settings)
+      place = epath.Path(workdir.folder / 'checkpoints')
+      self._copies = copies.Copies(place, self._folder, settings)
     workdir.check_shared()
     self._manager = ocp.CheckpointManager(
-        self._place,
+        place,
         options=ocp.CheckpointManagerOptions(
             max_to_keep=settings.keep,
             keep_period=settings.keep_every_steps or None,
@@ -120,10 +118,12 @@ class Checkpoints:
     Raises:
       ValueError: settings differ, or there are checkpoints and none is whole.
     """
-    steps = sorted(self._steps(), reverse=True)
+    steps = sorted((self._copies or self._manager).all_steps(), reverse=True)
     damaged = {}
     for step in steps:
-      self._fetch(step)
+      if self._copies:
+        self._copies.fetch(step)
+        self._manager.reload()
       stored, reason = _try(self._read_meta, step)
       if reason is None:
         check_meta(stored, meta, self._folder)
@@ -140,17 +140,6 @@ class Checkpoints:
           + '; '.join(f'{step}: {why}' for step, why in damaged.items())
           + '. Restore one from a backup, or start again in another workdir.')
     return None
-
-  def _steps(self):
-    return self._copies.steps() if self._copies else self._manager.all_steps()
-
-  def _fetch(self, step):
-    """Makes a checkpoint readable for Orbax, in all processes."""
-    if self._copies:
-      with distributed.together():
-        if distributed.is_first():
-          self._copies.fetch(step)
-      self._manager.reload()
 
   def _read_meta(self, step):
     return self._manager.restore(step, args=ocp.args.Composite(
@@ -177,7 +166,7 @@ class Checkpoints:
           number += 1
         storage.move(self._folder / str(bad), aside / f'{bad}.{number}')
         if self._copies:
-          shutil.rmtree(self._place / str(bad))
+          self._copies.forget(bad)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('damaged')
     self._manager.reload()
@@ -232,8 +221,10 @@ def read_meta(folder) -> dict:
 
 def steps_in(workdir) -> list[epath.Path]:
   """Folders of the checkpoints of a run, the newest first."""
-  found = (path for path in (storage.path_of(workdir) / 'checkpoints').glob('*')
-           if path.name.isdigit() and copies.is_whole(path))
+  with storage.reaching(workdir):
+    found = [
+        path for path in (storage.path_of(workdir) / 'checkpoints').glob('*')
+        if path.name.isdigit() and copies.is_whole(path)]
   return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 

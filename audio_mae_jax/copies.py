@@ -10,7 +10,6 @@ import contextlib
 import os
 import pathlib
 import shutil
-import tempfile
 
 from etils import epath
 
@@ -39,9 +38,8 @@ def readable(path: epath.Path):
   if not are_needed(path):
     yield path
     return
-  with tempfile.TemporaryDirectory() as folder:
-    storage.copy_in(os.fspath(path), folder, storage.below(os.fspath(path)))
-    yield epath.Path(folder)
+  with storage.local_copy(path) as place:
+    yield place
 
 
 class Copies:
@@ -58,18 +56,21 @@ class Copies:
         if COMMITTED not in names:  # of a run that was killed
           self._remove(step, names)
 
-  def steps(self) -> list[int]:
-    """Those of whole checkpoints at the address."""
+  def all_steps(self) -> list[int]:
+    """Steps of whole checkpoints at the address."""
     return sorted(step for step, names in self._found().items()
                   if COMMITTED in names)
 
   def fetch(self, step: int):
-    """Copies a checkpoint to the local folder."""
-    shutil.rmtree(self._local / str(step), ignore_errors=True)
-    names = self._found()[step]
-    for folder in {(self._local / str(step) / name).parent for name in names}:
-      folder.mkdir(parents=True, exist_ok=True)
-    storage.copy_in(self._place(step), self._local / str(step), names)
+    """Copies a checkpoint to the local folder, for all processes."""
+    with distributed.together():
+      if distributed.is_first():
+        storage.copy_in(self._place(step), self._local / str(step),
+                        self._found()[step])
+
+  def forget(self, step: int):
+    """Removes a checkpoint from the local folder."""
+    shutil.rmtree(self._local / str(step))
 
   def put(self, step: int):
     """Begins to copy a checkpoint of the local folder to the address."""
@@ -88,7 +89,8 @@ class Copies:
     self._thread.shutdown()
 
   def _put(self, step):
-    folder, place = self._local / str(step), self._place(step)
+    folder = pathlib.Path(self._local, str(step))
+    place = self._place(step)
     names = [path.relative_to(folder).as_posix()
              for path in folder.rglob('*') if path.is_file()]
     names.remove(COMMITTED)

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import tempfile
 
 from etils import epath
 import fsspec
@@ -177,7 +178,10 @@ def open_blocks(path: str) -> 'Blocks':
 
 
 class Blocks(io.RawIOBase):
-  """A file that remembers what went wrong, for readers that swallow it."""
+  """A file at an address, for readers in C, which cannot pass errors on.
+
+  It seems to end where reading fails, and `check` tells.
+  """
 
   def __init__(self, file, path):
     self._file, self._path = file, path
@@ -201,10 +205,10 @@ class Blocks(io.RawIOBase):
         return self._file.readinto(buffer)
     except OSError as error:
       self._error = error
-      raise
+      return 0
 
   def check(self):
-    """Raises what `readinto` raised, if it did."""
+    """Raises what went wrong, if something did."""
     if self._error is not None:
       raise self._error
 
@@ -214,21 +218,26 @@ class Blocks(io.RawIOBase):
 
 
 def version(path: str) -> tuple:
-  """Tells the content of a file from what it was before: (size, mark).
-
-  Raises FileNotFoundError, or another OSError, if it cannot be looked at.
-  """
-  if not is_remote(path):
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-  with reaching(path):
-    found = filesystem(path).info(path)
+  """Tells the content of a file from what it was: (size, mark), or () if it
+  cannot be looked at."""
+  try:
+    if not is_remote(path):
+      status = os.stat(path)
+      return status.st_size, status.st_mtime_ns
+    with reaching(path):
+      found = filesystem(path).info(path)
+  except Unreachable:
+    raise
+  except OSError:
+    return ()
   mark = found.get('ETag') or found.get('generation') or found.get('etag')
   return found['size'], str(mark)
 
 
 def copy_in(path: str, folder: str | os.PathLike, names: list[str]):
   """Copies the files `names` below an address to a folder of this machine."""
+  for name in names:
+    os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
   if names:
     with reaching(path):
       filesystem(path).get([join(path, name) for name in names],
@@ -242,6 +251,18 @@ def copy_out(folder: str | os.PathLike, path: str, names: list[str]):
     with reaching(path):
       filesystem(path).put([os.path.join(folder, name) for name in names],
                            [join(path, name) for name in names])
+
+
+@contextlib.contextmanager
+def local_copy(path: str | os.PathLike):
+  """A folder of this machine with the files of `path`: itself, or a copy."""
+  path = os.fspath(path)
+  if not is_remote(path):
+    yield epath.Path(path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    copy_in(path, folder, below(path))
+    yield epath.Path(folder)
 
 
 def move(path: str | os.PathLike, place: str | os.PathLike):

@@ -133,10 +133,8 @@ class Workdir:
     found = {}
     for path in self.folder.rglob('*'):
       name = path.relative_to(self.folder).as_posix()
-      # Files come and go while this looks.
-      with contextlib.suppress(FileNotFoundError):
-        if path.is_file() and _is_copied(name):
-          found[name] = storage.version(path)
+      if path.is_file() and _is_copied(name):
+        found[name] = storage.version(path)
     return found
 
 

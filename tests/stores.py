@@ -5,18 +5,22 @@ do, as clients keep connections; each test has buckets of its own.
 """
 
 import contextlib
+import http
 from http import server as http_server
 import os
+import re
 import socket
 import threading
 from unittest import mock
+from urllib import parse
 import uuid
 
 import fsspec
 
 COMMON = {
     # No search for machines of a cloud that would lend their credentials.
-    'AWS_EC2_METADATA_DISABLED': 'true', 'NO_GCE_CHECK': 'true'}
+    'AWS_EC2_METADATA_DISABLED': 'true', 'NO_GCE_CHECK': 'true',
+    'GCE_METADATA_ROOT': 'localhost:1'}
 
 
 @contextlib.contextmanager
@@ -37,32 +41,53 @@ def s3():
 
 @contextlib.contextmanager
 def gs():
-  """`gs://` leads to an empty store, here and in processes begun from here."""
+  """`gs://` leads to an empty store, here and in processes begun from here.
+
+  The emulator knows nothing of generations, on which locks and TensorStore rely
+  ("write if it is still that one"): it is told.
+  """
+  from gcp_storage_emulator import server as gs_server
   from gcp_storage_emulator.handlers import objects
-  import gcp_storage_emulator.server as gs_server
-  upload = objects._multipart_upload
-
-  def checked(request, response, storage):
-    """What locks rely on, and the emulator does not know."""
-    if request.query.get('ifGenerationMatch') == ['0']:
-      with contextlib.suppress(objects.NotFound):
-        storage.get_file_obj(
-            request.params['bucket_name'], request.data['meta']['name'])
-        response.status = 412
-        return
-    upload(request, response, storage)
-
   handle, alone = gs_server.Router.handle, threading.Lock()
+  close = gs_server.Response.close
 
   def one_at_a_time(*arguments):
     with alone:
       handle(*arguments)
 
+  def generation(storage, bucket, name):
+    with contextlib.suppress(objects.NotFound):
+      return storage.get_file_obj(bucket, parse.unquote(name))['generation']
+    return '0'
+
+  def with_generation(response):
+    handler = response._handler
+    read = re.search(r'/b/([^/]+)/o/([^?]+)[?].*alt=media', handler.path)
+    if read and response.status in (200, 206):
+      response['x-goog-generation'] = generation(
+          handler.storage, read[1], read[2])
+    close(response)
+
+  def checked(upload):
+    def if_it_is_still_that(request, response, storage):
+      wanted = request.query.get('ifGenerationMatch')
+      name = (request.query['name'][0] if 'name' in request.query
+              else request.data['meta']['name'])
+      if wanted and wanted[0] != generation(
+          storage, request.params['bucket_name'], name):
+        response.status = http.HTTPStatus.PRECONDITION_FAILED
+      else:
+        upload(request, response, storage)
+    return if_it_is_still_that
+
   port = _free_port()
   host = f'http://127.0.0.1:{port}'
-  with (mock.patch.object(objects, '_multipart_upload', checked),
-        mock.patch.object(gs_server.server, 'HTTPServer', _Server),
+  with (mock.patch.multiple(
+      objects, _media_upload=checked(objects._media_upload),
+      _multipart_upload=checked(objects._multipart_upload)),
+        mock.patch.object(gs_server.Response, 'close', with_generation),
         mock.patch.object(gs_server.Router, 'handle', one_at_a_time),
+        mock.patch.object(gs_server.server, 'HTTPServer', _Server),
         mock.patch.dict(fsspec.config.conf['gcs'], {'token': 'anon'}),
         mock.patch.dict(os.environ, {
             **COMMON, 'STORAGE_EMULATOR_HOST': host,
@@ -76,7 +101,7 @@ def gs():
 
 
 class _Server(http_server.ThreadingHTTPServer):
-  """Takes more than one connection, and what a client gives up is no error."""
+  """Many connections at once; that a client gives one up is no error."""
 
   request_queue_size = 100
 

@@ -76,8 +76,7 @@ def test_versions_differ_where_contents_do(bucket, tmp_path):
   assert found[0] != found[1]
   assert found[1] == storage.version(f'{bucket}/file')
   assert found[0][0] == 3
-  with pytest.raises(FileNotFoundError):
-    storage.version(f'{bucket}/none')
+  assert storage.version(f'{bucket}/none') == ()
   (tmp_path / 'file').write_text('four')
   assert storage.version(tmp_path / 'file')[0] == 4
 
@@ -127,7 +126,6 @@ def test_what_a_reader_swallows_is_remembered(bucket, monkeypatch):
     raise ConnectionError('gone')
 
   monkeypatch.setattr(file._file, 'readinto', fails)
+  assert file.read(3) == b''
   with pytest.raises(storage.Unreachable, match='ConnectionError: gone'):
-    file.read(3)
-  with pytest.raises(storage.Unreachable, match='gone'):
     file.check()
