@@ -24,6 +24,7 @@ def open_writer(workdir, resume_step=0, log=JSONL_ONLY, **kwargs):
 
 
 def write_steps(workdir, steps, resume_step=0, log=JSONL_ONLY):
+  pathlib.Path(workdir).mkdir(exist_ok=True)
   with open_writer(workdir, resume_step, log) as w:
     for step in steps:
       w.scalars(step, {'train/loss': 1 / step, 'lr': 1e-4 * step})

@@ -147,9 +147,13 @@ def _fetch(path):
   """The file at an address: its bytes or, of a long one, a way to its parts."""
   try:
     content = storage.read_up_to(path, _WHOLE_BYTES)
-    return storage.open_blocks(path) if content is None else content
+    if content is None:
+      return storage.open_blocks(path)
   except FileNotFoundError:
     raise BadAudio('no such file') from None
+  if not content:
+    raise BadAudio('empty')
+  return content
 
 
 class _File:
@@ -167,8 +171,6 @@ class _File:
     if isinstance(audio, storage.Blocks):
       self._parts = audio
     elif isinstance(audio, bytes):
-      if not audio:
-        raise BadAudio('empty')
       audio = io.BytesIO(audio)
     try:
       with self._unless_unreachable():
