@@ -19,7 +19,6 @@ import re
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -105,13 +104,14 @@ class Checkpoints:
     Raises:
       ValueError: settings differ, or there are checkpoints and none is whole.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
+    steps = distributed.gather(
+        sorted(self._manager.all_steps(), reverse=True))[0]
     damaged = {}
     for step in steps:
-      stored, reason = _try(self._read_meta, step)
+      stored, reason = _try_all(self._read_meta, step)
       if reason is None:
         check_meta(stored, meta, self._folder)
-        state, reason = _try(self._read_state, step, target, stored)
+        state, reason = _try_all(self._read_state, step, target, stored)
       if reason is None:
         self._set_aside(damaged, step)
         return step, state, stored
@@ -142,7 +142,7 @@ class Checkpoints:
     _log.warning(
         'Falling back to checkpoint %d; %s moved to %s.', step,
         sorted(damaged), self._folder.parent / 'damaged')
-    if jax.process_index() == 0:
+    if distributed.is_first():
       aside = self._folder.parent / 'damaged'
       aside.mkdir(parents=True, exist_ok=True)
       for bad in damaged:
@@ -150,8 +150,7 @@ class Checkpoints:
         while (aside / f'{bad}.{number}').exists():
           number += 1
         (self._folder / str(bad)).rename(aside / f'{bad}.{number}')
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices('damaged')
+    distributed.meet()
     self._manager.reload()
 
   @property
@@ -262,6 +261,13 @@ def _try(read, *args):
     # A damaged file can fail anywhere in three libraries.
     text = ' '.join(str(error).split())
     return None, f'{type(error).__name__}: {text[:300]}'
+
+
+def _try_all(read, *args):
+  """`_try`, on which all processes agree: what one cannot read is damaged."""
+  found, reason = _try(read, *args)
+  reasons = [text for text in distributed.gather(reason) if text is not None]
+  return (found, None) if not reasons else (None, reasons[0])
 
 
 def meta_of(config: config_lib.Config, data: dict, classes=()) -> dict:

@@ -44,24 +44,28 @@ def run(
 ) -> tuple[step_lib.TrainState, bool]:
   """`train`, and whether it came to its end: False after a signal."""
   # All that can be wrong with the settings is found before a file is written.
-  pipeline.check(config)
-  checkpoint.check(config.checkpoint)
-  bookkeeping.check(config.log)
-  config, data = opening.for_training(config, tasks.is_labelled(config))
-  classes = data.train.source.class_names if tasks.is_labelled(config) else []
-  config, initial = init_from.prepare(
-      config, writer_lib.workdir_of(config), classes)
-  program = step_lib.build(
-      config, pipeline.steps_per_epoch(data.train.source, config), devices)
-  online = probe.Online(config, program) if config.probe.online else None
-  workdir = writer_lib.prepare_workdir(writer_lib.workdir_of(config))
-  meta = checkpoint.meta_of(
-      config, opening.identity(
-          data.train.source,
-          program.task.labelled or config.data.sampling == 'balanced'),
-      classes)
+  with distributed.together():
+    pipeline.check(config)
+    checkpoint.check(config.checkpoint)
+    bookkeeping.check(config.log)
+    config, data = opening.for_training(config, tasks.is_labelled(config))
+    classes = data.train.source.class_names if tasks.is_labelled(config) else []
+    config, initial = init_from.prepare(
+        config, writer_lib.workdir_of(config), classes)
+    program = step_lib.build(
+        config, pipeline.steps_per_epoch(data.train.source, config), devices)
+    online = probe.Online(config, program) if config.probe.online else None
+    workdir = writer_lib.prepare_workdir(writer_lib.workdir_of(config))
+    meta = checkpoint.meta_of(
+        config, opening.identity(
+            data.train.source,
+            program.task.labelled or config.data.sampling == 'balanced'),
+        classes)
+  opening.check_same(data)
+  distributed.check_shared(workdir)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(writer_lib.lock(workdir))
+    with distributed.together():
+      stack.enter_context(writer_lib.lock(workdir))
     checkpoints = stack.enter_context(
         checkpoint.Checkpoints(workdir, config.checkpoint))
     stop = stack.enter_context(_StopSignal())

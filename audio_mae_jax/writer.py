@@ -12,9 +12,8 @@ import pathlib
 import time
 import uuid
 
-import jax
-
 from audio_mae_jax import config
+from audio_mae_jax import distributed
 from audio_mae_jax import record
 
 
@@ -108,7 +107,7 @@ def lock(workdir: str | os.PathLike):
   The operating system lets go of the lock when the process ends, however it
   ends. Process 0 holds it for all of its run.
   """
-  if jax.process_index() != 0:
+  if not distributed.is_first():
     yield
     return
   with open(os.path.join(workdir, '.lock'), 'w') as file:
