@@ -13,6 +13,7 @@ What happens when a run starts again in the same work directory:
 The position in the data is the step: the pipeline finds its place from it.
 """
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -36,6 +37,10 @@ FREE = (r'name', r'workdir', r'mesh\..*', r'checkpoint\..*', r'log\..*',
         r'data\.(num_threads|prefetch_batches|on_bad|max_bad_fraction)',
         r'model\.(remat|scan_layers)', r'mode', r'folds', r'probe\..*',
         r'labels\.metric')
+
+
+class WriteError(OSError):
+  """A checkpoint could not be written; the message says which are whole."""
 
 
 def fingerprint(tree) -> dict[str, int]:
@@ -91,8 +96,9 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     meta = {**meta, 'fingerprint': fingerprint(state)}
-    self._manager.save(step, force=True, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+    with self._writing():
+      self._manager.save(step, force=True, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
 
   def restore(self, target, meta: dict):
     """The newest whole checkpoint as `(step, state, meta)`, or None.
@@ -163,18 +169,40 @@ class Checkpoints:
 
   def wait(self):
     """Returns when what was begun is written."""
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self):
-    self._manager.close()  # waits, too
+    with self._writing():
+      self._manager.close()  # waits, too
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """An error in here is one of writing: now, or since the last call."""
+    try:
+      yield
+    except jax.errors.JaxRuntimeError:  # of the step before, or of its loss
+      raise
+    except Exception as error:
+      text = ' '.join(str(error).split())
+      whole = sorted(int(path.name) for path in steps_in(self._folder.parent))
+      raise WriteError(
+          f'A checkpoint could not be written in {self._folder} '
+          f'({type(error).__name__}: {text[:300]}). Whole there: '
+          f'{", ".join(map(str, whole)) or "none"}. Is the disk full, or are '
+          'there rights missing? Mend it, and the same command goes on from '
+          'the newest whole one.') from error
 
   def __enter__(self):
     return self
 
   def __exit__(self, kind, error, _):
-    # Orbax would wait for processes that this one may have lost.
-    if error is None or not distributed.is_several():
+    if error is None:
       self.close()
+    elif not distributed.is_several():
+      with contextlib.suppress(WriteError):  # `error` came first
+        self.close()
+    # Else Orbax would wait for processes that this one may have lost.
 
 
 def read_params(folder) -> tuple[dict, dict]:

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import sys
-import threading
 import time
 import uuid
 import zlib
@@ -36,7 +35,7 @@ HEARTBEAT_S = 60
 WAIT_S = 300  # for the others to start; JAX's default
 # After the last step all have met already: this is no wait for work.
 _SHUTDOWN_S = 30
-_LEAVE_S = 5
+_LEAVE_S = 3  # for others with the same error to say so
 _SHARED_S = 10  # for a file of one host to be seen by another
 _LISTED = 20  # differences in a message
 
@@ -272,16 +271,16 @@ def lost_process(error: BaseException) -> bool:
 
 
 def leave(status: int):
-  """Ends this process after an error.
+  """Ends this process after an error, without the wait that exits have.
 
-  Processes that have the same error leave together. One that is alone does not
-  wait for the others, as Python's exit would: they wait for it.
+  Processes that end well wait for each other; after an error the others may be
+  waiting for this one.
   """
-  if is_several():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    meeting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    meeting.start()
-    meeting.join(_LEAVE_S)
-    os._exit(status)
-  sys.exit(status)
+  if not is_several():
+    sys.exit(status)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if is_first():
+    # With it goes the service, and whoever still speaks is cut off by JAX.
+    time.sleep(_LEAVE_S)
+  os._exit(status)
