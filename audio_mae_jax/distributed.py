@@ -160,7 +160,8 @@ def _tasks_on_node(environ):
 
 
 def is_several() -> bool:
-  return jax.process_count() > 1
+  # Not `process_count` alone: it would take hold of the devices.
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:

@@ -90,7 +90,7 @@ class Run:
     return any('tmp' in path.name
                for path in (self.workdir / 'checkpoints').glob('*'))
 
-  def until(self, condition, timeout=120) -> bool:
+  def until(self, condition, timeout=400) -> bool:
     """Waits for `condition()`; False if a process ended before it held."""
     end = time.monotonic() + timeout
     while not condition():
@@ -100,7 +100,7 @@ class Run:
       time.sleep(0.005)
     return True
 
-  def wait(self, timeout=200) -> list[int]:
+  def wait(self, timeout=400) -> list[int]:
     """Exit statuses; a process that does not end is an error."""
     end = time.monotonic() + timeout
     for process in self.processes:
@@ -110,7 +110,7 @@ class Run:
         raise AssertionError(f'It hangs:\n{self.told()}') from None
     return [process.returncode for process in self.processes]
 
-  def finish(self, timeout=200):
+  def finish(self, timeout=400):
     assert set(self.wait(timeout)) == {0}, self.told()
     return self
 

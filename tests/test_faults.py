@@ -3,14 +3,19 @@
     pytest -m faults
 """
 
+import contextlib
 import json
 import os
 import random
+import resource
 import signal
+import subprocess
 import time
 
+import numpy as np
 import processes
 import pytest
+import soundfile
 
 from audio_mae_jax import record
 
@@ -20,7 +25,7 @@ LAST = 20
 HEARTBEAT_S = 10
 # The others notice within the heartbeat; each then ends within 5 s. The rest is
 # for a loaded machine.
-ENDED_S = HEARTBEAT_S + 30
+ENDED_S = HEARTBEAT_S + 50
 SETTINGS = processes.PRETRAIN | {'log.eval_every_steps': -1,
                                  'model.encoder.width': 32}
 
@@ -143,7 +148,7 @@ def test_kills_at_random_moments_change_nothing(launch, end, tmp_path, seed):
   for number in range(5):
     with launch(tmp_path) as run:
       # Every second round waits for a save to be under way.
-      saving = number % 2 and run.until(run.is_saving, timeout=60)
+      saving = number % 2 and run.until(run.is_saving, timeout=200)
       if not saving:
         run.until(reaches(run, min(LAST - 2, run.steps() + 1)))
         time.sleep(rng.uniform(0, 2))
@@ -154,16 +159,158 @@ def test_kills_at_random_moments_change_nothing(launch, end, tmp_path, seed):
   go_on_to_the_end(launch, tmp_path, end)
 
 
+@contextlib.contextmanager
+def small_disk(path):
+  """A file system of its own in `path`, or None where that is not allowed."""
+  path.mkdir()
+  mounted = not subprocess.run(
+      ['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', str(path)],
+      capture_output=True).returncode
+  try:
+    yield path if mounted else None
+  finally:
+    if mounted:
+      subprocess.run(['umount', '-l', str(path)], check=True)
+
+
+def fill(folder):
+  with open(folder / 'filler', 'wb', buffering=0) as file:
+    with contextlib.suppress(OSError):
+      while True:
+        file.write(bytes(4096))
+
+
+@pytest.mark.parametrize('count', [1, 2])
 def test_a_full_disk_during_a_save_costs_no_checkpoint(
-    launch, end, tmp_path):
-  with launch(tmp_path, count=1) as run:
-    assert run.until(lambda: (tmp_path / 'checkpoints' / '5').exists())
-    with full_disk(run.processes[0].pid):
-      status = run.wait(timeout=120)
-    assert status != [0]
-    assert 'error:' in run.told(0) and 'File too large' in run.told(0)
-    whole = sorted(int(path.name) for path in
-                   (tmp_path / 'checkpoints').iterdir() if path.name.isdigit())
-    assert 5 in whole and LAST not in whole
-  run = go_on_to_the_end(launch, tmp_path, end, count=1)
-  assert f'Going on from step {whole[-1]}' in run.told(0)
+    launch, end, tmp_path, count):
+  with small_disk(tmp_path / 'disk') as disk:
+    workdir = tmp_path / 'disk' / 'run'
+    with launch(workdir, count=count) as run:
+      assert run.until(lambda: (workdir / 'checkpoints' / '5').exists())
+      if disk:
+        fill(disk)
+      else:  # the next best: files may not grow
+        for process in run.processes:
+          resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (16384, 16384))
+      statuses = run.wait(timeout=ENDED_S + 60)
+      assert 0 not in statuses, run.told()
+      assert 'could not be written' in run.told() or (
+          'No space left' in run.told(0)), run.told()
+      assert 'goes on from' in run.told()
+    (workdir.parent / 'filler').unlink(missing_ok=True)
+    assert not (workdir / 'checkpoints' / str(LAST)).exists()
+    assert (workdir / 'checkpoints' / '5').exists()
+    go_on_to_the_end(launch, workdir, end, count)
+
+
+def truncate(path):
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize('damage', [truncate, flip])
+def test_a_damaged_checkpoint_falls_back_in_all_processes(
+    launch, end, tmp_path, damage):
+  with launch(tmp_path) as run:
+    run.finish()
+  state = tmp_path / 'checkpoints' / str(LAST) / 'state'
+  damage(max((path for path in state.rglob('*') if path.is_file()),
+             key=lambda path: path.stat().st_size))
+  run = go_on_to_the_end(launch, tmp_path, end)
+  assert f'Checkpoint {state.parent} is damaged' in run.told(0)
+  assert 'Going on from step 15' in run.told(0)
+  assert (tmp_path / 'damaged' / f'{LAST}.0').exists()
+
+
+def test_files_that_disappear_are_replaced_and_named(cache, tmp_path):
+  """By both processes: each knows of the files that the other one misses."""
+  folder = tmp_path / 'audio'
+  folder.mkdir()
+  names = [f'{i:02}.wav' for i in range(32)]
+  for i, name in enumerate(names):
+    soundfile.write(folder / name, np.random.default_rng(i).normal(
+        0, 0.1, 10240), 16000)
+  file = processes.write_recipe(tmp_path / 'recipe.py', SETTINGS | {
+      'data.train.name': 'folder', 'data.train.path': str(folder),
+      'data.max_bad_fraction': 0.5, 'train.steps': 40})
+  with processes.Run(file, tmp_path / 'run', count=2, cache=cache) as run:
+    assert run.until(reaches(run, 3))
+    for name in names[:8]:
+      (folder / name).unlink()
+    run.finish()
+  told = json.loads((tmp_path / 'run' / 'bad_files.json').read_text())
+  assert sorted(map(os.path.basename, told['bad'])) == names[:8]
+  lines = record.read(tmp_path / 'run' / record.NAME)
+  assert lines[-1]['bad_files'] == 8
+
+
+def test_a_process_with_another_seed_stops_all(launch, tmp_path):
+  with launch(tmp_path, each={1: ['--config.train.seed=7']}) as run:
+    assert run.wait(ENDED_S) == [1, 1]
+    for i in range(2):
+      assert ('config.train.seed: 0 in process 0, 7 in process 1'
+              in run.told(i))
+  assert not (tmp_path / record.NAME).exists()
+
+
+def test_a_process_with_other_data_stops_all(cache, tmp_path):
+  roots = []
+  for clips in (8, 9):
+    roots.append(tmp_path / str(clips))
+    roots[-1].mkdir()
+    for i in range(clips):
+      soundfile.write(roots[-1] / f'{i}.wav', np.full(10240, 0.1), 16000)
+  file = processes.write_recipe(tmp_path / 'recipe.py', SETTINGS | {
+      'data.train.name': 'folder', 'data.train.path': '.'})
+  with processes.Run(file, tmp_path / 'run', count=2, cache=cache, each={
+      i: [f'--config.data.root={root}'] for i, root in enumerate(roots)}
+  ) as run:
+    assert run.wait(ENDED_S) == [1, 1]
+    assert 'train.clips: 8 in process 0, 9 in process 1' in run.told(0)
+
+
+def test_a_process_without_data_stops_all(cache, tmp_path):
+  (tmp_path / 'here').mkdir()
+  soundfile.write(tmp_path / 'here' / 'a.wav', np.full(10240, 0.1), 16000)
+  file = processes.write_recipe(tmp_path / 'recipe.py', SETTINGS | {
+      'data.train.name': 'folder', 'data.train.path': '.'})
+  with processes.Run(file, tmp_path / 'run', count=2, cache=cache, each={
+      0: [f'--config.data.root={tmp_path}/here'],
+      1: [f'--config.data.root={tmp_path}/gone']}) as run:
+    assert run.wait(ENDED_S) == [1, 1]
+    assert 'Process 1 of this run ended: FileNotFoundError' in run.told(0)
+    assert f'No folder {tmp_path}/gone' in run.told(1)
+
+
+# Half a day off: files, logs and timeouts of that process disagree with ours.
+CLOCK = """
+import time
+real, real_ns = time.time, time.time_ns
+time.time = lambda: real() + 43200
+time.time_ns = lambda: real_ns() + 43200 * 10**9
+"""
+
+
+def test_a_clock_that_differs_changes_nothing(launch, end, tmp_path):
+  hook = tmp_path / 'hook'
+  hook.mkdir()
+  (hook / 'sitecustomize.py').write_text(CLOCK)
+  workdir = tmp_path / 'run'
+  with launch(workdir, env={1: {'PYTHONPATH': str(hook)}}) as run:
+    run.finish()
+  assert end_of(workdir) == end(2)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(launch, end, tmp_path):
+  with launch(tmp_path, '--config.log.every_steps=2', count=1) as first:
+    assert first.until(reaches(first, 2))
+    with launch(tmp_path) as second:
+      assert second.wait(ENDED_S) == [1, 1]
+      assert 'Another process is training in' in second.told(0)
+    first.finish()
+  assert processes.fingerprint(tmp_path, LAST) == end(1)[0]
