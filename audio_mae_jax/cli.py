@@ -126,7 +126,10 @@ def _main(action, argv):
     distributed.initialize(_start())
     if not distributed.is_first():
       logging.getLogger('audio_mae_jax').setLevel(logging.WARNING)
-    return action(config)
+    status = action(config)
+    # The first may be writing still, and JAX's own wait at the exit is short.
+    distributed.meet()
+    return status
   except Exception as error:
     if distributed.lost_process(error):
       text = ' '.join(str(error).split())

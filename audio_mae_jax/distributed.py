@@ -186,7 +186,7 @@ def gather(value) -> list:
 
 
 def meet():
-  """Waits until all processes have come here."""
+  """Waits, for as long as it takes, until all processes have come here."""
   gather(None)
 
 
