@@ -12,10 +12,10 @@ import os
 import pathlib
 
 from absl import flags
-import jax
 
 from audio_mae_jax import cli
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax import measure
 
 _STEPS = flags.DEFINE_integer(
@@ -39,7 +39,7 @@ def benchmark(config: config_lib.Config):
   path = pathlib.Path(_OUTPUT.value or f'benchmark_{config.name}.json')
   check_output(path)
   result = measure.measure(config, options)
-  if jax.process_index() == 0:
+  if distributed.is_first():
     print(table(result))
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n')
     print(f'\nWritten to {path.resolve()}')

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax import evaluate
 from audio_mae_jax import flops
 from audio_mae_jax import pictures
@@ -73,7 +74,7 @@ class Bookkeeper:
     self._unlogged = unlogged  # scalars of steps read since the last line
     self._announced = False
     self._profile_end = None  # while the profiler runs
-    self._main = jax.process_index() == 0
+    self._main = distributed.is_first()
     self._writer = writer_lib.Writer(
         workdir.folder, config.log, config.name or config.task,
         dataclasses.asdict(config), start, active=self._main)
@@ -135,6 +136,7 @@ class Bookkeeper:
     self._read()
     if not self._unlogged:
       return
+    self._data.train.report.share()
     last = self._unlogged[-1]
     mean = {name: np.mean([scalars[name] for scalars in self._unlogged])
             for name in last if name not in ('learning_rate', 'grad_norm')}

@@ -14,17 +14,17 @@ What happens when a run starts again in the same work directory:
 The position in the data is the step: the pipeline finds its place from it.
 """
 
+import contextlib
 import dataclasses
 import logging
 import re
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from audio_mae_jax import checksums
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import copies
 from audio_mae_jax import distributed
@@ -43,28 +43,8 @@ FREE = (r'name', r'workdir', r'mesh\..*', r'checkpoint\..*', r'log\..*',
         r'labels\.metric')
 
 
-def fingerprint(tree) -> dict[str, int]:
-  """A checksum of each leaf's bits, by name; the same on every mesh."""
-  sums = _checksums(tree)
-  return {name: int(value) for name, value in
-          trees.flatten(jax.device_get(sums)).items()}
-
-
-@jax.jit
-def _checksums(tree):
-
-  def checksum(leaf):
-    words = (leaf.astype(jnp.uint32) if leaf.dtype.itemsize != 4 else
-             jax.lax.bitcast_convert_type(leaf, jnp.uint32))
-    # Each place has an odd weight of its own, so that neither a changed bit nor
-    # two exchanged numbers go unseen. Sums wrap, so their order is free.
-    place = jnp.zeros(leaf.shape, jnp.uint32)
-    for axis, size in enumerate(leaf.shape):
-      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
-          jnp.uint32, leaf.shape, axis)
-    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-
-  return jax.tree.map(checksum, tree)
+class WriteError(OSError):
+  """A checkpoint could not be written; the message says which are whole."""
 
 
 def check(settings: config_lib.Checkpoint):
@@ -85,7 +65,7 @@ class Checkpoints:
     if copies.are_needed(self._folder):
       place = epath.Path(workdir.folder / 'checkpoints')
       self._copies = copies.Copies(place, self._folder, settings)
-    workdir.check_shared()
+    distributed.check_shared(place.parent)
     self._manager = ocp.CheckpointManager(
         place,
         options=ocp.CheckpointManagerOptions(
@@ -101,12 +81,13 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    meta = {**meta, 'fingerprint': fingerprint(state)}
-    self._manager.save(step, force=True, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
-    if self._copies:
-      self._manager.wait_until_finished()
-      self._copies.put(step)
+    meta = {**meta, 'fingerprint': checksums.of(state)}
+    with self._writing():
+      self._manager.save(step, force=True, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+      if self._copies:
+        self._manager.wait_until_finished()
+        self._copies.put(step)
 
   def restore(self, target, meta: dict):
     """The newest whole checkpoint as `(step, state, meta)`, or None.
@@ -118,16 +99,17 @@ class Checkpoints:
     Raises:
       ValueError: settings differ, or there are checkpoints and none is whole.
     """
-    steps = sorted((self._copies or self._manager).all_steps(), reverse=True)
+    steps = distributed.gather(sorted(
+        (self._copies or self._manager).all_steps(), reverse=True))[0]
     damaged = {}
     for step in steps:
       if self._copies:
         self._copies.fetch(step)
         self._manager.reload()
-      stored, reason = _try(self._read_meta, step)
+      stored, reason = _try_all(self._read_meta, step)
       if reason is None:
         check_meta(stored, meta, self._folder)
-        state, reason = _try(self._read_state, step, target, stored)
+        state, reason = _try_all(self._read_state, step, target, stored)
       if reason is None:
         self._set_aside(damaged, step)
         return step, state, stored
@@ -148,7 +130,7 @@ class Checkpoints:
   def _read_state(self, step, target, meta):
     state = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(target)))['state']
-    _check_fingerprint(state, meta)
+    checksums.check(state, meta['fingerprint'])
     return state
 
   def _set_aside(self, damaged, step):
@@ -158,7 +140,7 @@ class Checkpoints:
     _log.warning(
         'Falling back to checkpoint %d; %s moved to %s.', step,
         sorted(damaged), self._folder.parent / 'damaged')
-    if jax.process_index() == 0:
+    if distributed.is_first():
       aside = self._folder.parent / 'damaged'
       for bad in damaged:
         number = 0
@@ -167,8 +149,7 @@ class Checkpoints:
         storage.move(self._folder / str(bad), aside / f'{bad}.{number}')
         if self._copies:
           self._copies.forget(bad)
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices('damaged')
+    distributed.meet()
     self._manager.reload()
 
   @property
@@ -181,22 +162,49 @@ class Checkpoints:
 
   def wait(self):
     """Returns when what was begun is written."""
-    self._manager.wait_until_finished()
-    if self._copies:
-      self._copies.wait()
+    with self._writing():
+      self._manager.wait_until_finished()
+      if self._copies:
+        self._copies.wait()
 
   def close(self):
-    self._manager.close()  # waits, too
-    if self._copies:
-      self._copies.close()
+    with self._writing():
+      self._manager.close()  # waits, too
+      if self._copies:
+        self._copies.close()
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """An error in here is one of writing: now, or since the last call."""
+    try:
+      yield
+    except jax.errors.JaxRuntimeError:  # of the step before, or of its loss
+      raise
+    except Exception as error:
+      text = ' '.join(str(error).split())
+      raise WriteError(
+          f'A checkpoint could not be written in {self._folder} '
+          f'({type(error).__name__}: {text[:300]}). Whole there: '
+          f'{self._whole()}. Is the disk full, or are '
+          'there rights missing? Mend it, and the same command goes on from '
+          'the newest whole one.') from error
+
+  def _whole(self):
+    with contextlib.suppress(storage.Unreachable):
+      found = [path.name for path in steps_in(self._folder.parent)]
+      return ', '.join(reversed(found)) or 'none'
+    return 'not known'
 
   def __enter__(self):
     return self
 
   def __exit__(self, kind, error, _):
-    # Orbax would wait for processes that this one may have lost.
-    if error is None or not distributed.is_several():
+    if error is None:
       self.close()
+    elif not distributed.is_several():
+      with contextlib.suppress(WriteError):  # `error` came first
+        self.close()
+    # Else Orbax would wait for processes that this one may have lost.
 
 
 def read_params(folder) -> tuple[dict, dict]:
@@ -259,22 +267,13 @@ def _read_params(path):
         item=item, partial_restore=True, restore_args=jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)))
   meta = _read_meta(path)
-  _check_fingerprint(found, meta)
+  checksums.check(found, meta['fingerprint'])
   return trees.flatten(found[name]), meta
 
 
 def _read_meta(path):
   with copies.readable(path / 'meta') as place:
     return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(place)
-
-
-def _check_fingerprint(tree, meta):
-  """Raises ValueError if a leaf of `tree` is not what was saved."""
-  changed = [name for name, value in fingerprint(tree).items()
-             if meta['fingerprint'].get(name) != value]
-  if changed:
-    raise ValueError(
-        f'{len(changed)} arrays are not what was saved, e.g. {changed[0]}')
 
 
 def _try(read, *args):
@@ -287,6 +286,13 @@ def _try(read, *args):
     # A damaged file can fail anywhere in three libraries.
     text = ' '.join(str(error).split())
     return None, f'{type(error).__name__}: {text[:300]}'
+
+
+def _try_all(read, *args):
+  """`_try`, on which all processes agree: what one cannot read is damaged."""
+  found, reason = _try(read, *args)
+  reasons = [text for text in distributed.gather(reason) if text is not None]
+  return (found, None) if not reasons else (None, reasons[0])
 
 
 def meta_of(config: config_lib.Config, data: dict, classes=()) -> dict:

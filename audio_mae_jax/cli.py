@@ -2,6 +2,7 @@
 that the user can mend is told."""
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -38,7 +39,10 @@ _WAIT_S = flags.DEFINE_integer(
     'wait_s', distributed.WAIT_S, 'Seconds to wait for the others to start.')
 
 
-LOST_PROCESS = 69  # exit status; 1 is an error that the user can mend
+# Of an OSError: no space, no quota, a larger file than allowed, read only.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Exit status; 1 is an error that the user can mend.
+LOST_PROCESS, CRASH = 69, 70
 
 
 def named(config, file: str):
@@ -57,6 +61,11 @@ def is_users(error: BaseException) -> bool:
           and frames[-1].line.startswith('raise '))
 
 
+def is_full(error: BaseException) -> bool:
+  """Whether a disk is full, which can be met anywhere."""
+  return isinstance(error, OSError) and error.errno in _FULL
+
+
 class _Terminal(logging.Handler):
   """Lines above a progress bar, without timestamps."""
 
@@ -67,6 +76,8 @@ class _Terminal(logging.Handler):
 def log_to_terminal():
   """Shows this package's messages, and of the libraries only warnings."""
   absl_logging.set_verbosity(absl_logging.WARNING)
+  # When a write fails, threads of Orbax repeat what the error says.
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   ours = logging.getLogger('audio_mae_jax')
   ours.setLevel(logging.INFO)
   ours.handlers = [_Terminal()]
@@ -115,7 +126,10 @@ def _main(action, argv):
     distributed.initialize(_start())
     if not distributed.is_first():
       logging.getLogger('audio_mae_jax').setLevel(logging.WARNING)
-    return action(config)
+    status = action(config)
+    # The first may be writing still, and JAX's own wait at the exit is short.
+    distributed.meet()
+    return status
   except Exception as error:
     if distributed.lost_process(error):
       text = ' '.join(str(error).split())
@@ -123,9 +137,12 @@ def _main(action, argv):
            f'({text[:300]}). The first error among the logs of all processes '
            'says why. The same command goes on from the last checkpoint.',
            LOST_PROCESS)
+    if is_full(error):
+      stop(f'{error}. Make room, and the same command goes on from the last '
+           'checkpoint.')
     if not is_users(error):
       traceback.print_exc()
-      distributed.leave(1)
+      distributed.leave(CRASH)
     stop(error)
 
 

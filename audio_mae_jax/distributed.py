@@ -17,9 +17,11 @@ import json
 import os
 import re
 import sys
-import threading
+import time
+import uuid
 import zlib
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -33,7 +35,8 @@ HEARTBEAT_S = 60
 WAIT_S = 300  # for the others to start; JAX's default
 # After the last step all have met already: this is no wait for work.
 _SHUTDOWN_S = 30
-_LEAVE_S = 5
+_LEAVE_S = 3  # for others with the same error to say so
+_SHARED_S = 10  # for a file of one host to be seen by another
 _LISTED = 20  # differences in a message
 
 
@@ -157,7 +160,8 @@ def _tasks_on_node(environ):
 
 
 def is_several() -> bool:
-  return jax.process_count() > 1
+  # Not `process_count` alone: it would take hold of the devices.
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
@@ -179,6 +183,44 @@ def gather(value) -> list:
   padded[:len(text)] = text
   rows = multihost_utils.process_allgather(padded)
   return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+
+def meet():
+  """Waits, for as long as it takes, until all processes have come here."""
+  gather(None)
+
+
+def check_shared(folder):
+  """Raises ValueError unless `folder` is the same one on all processes."""
+  if not is_several():
+    return
+  folder = epath.Path(folder)
+  name = gather(f'.shared-{uuid.uuid4().hex}')[0]
+  with together():
+    if is_first():
+      (folder / name).write_text('')
+  seen = gather(_is_there(folder / name))
+  with together():
+    if is_first():
+      (folder / name).unlink()
+  if not all(seen):
+    blind = [number for number, there in enumerate(seen) if not there]
+    raise ValueError(
+        f'The work directory {folder} of process 0 is another one in '
+        f'process(es) {", ".join(map(str, blind))}: what is written in one is '
+        'not there in the other, and no checkpoint would be whole. Give a '
+        'folder of a file system that all hosts share, or a bucket: '
+        '--config.workdir=gs://BUCKET/NAME.')
+
+
+def _is_there(path):
+  """A network file system may be late."""
+  end = time.monotonic() + _SHARED_S
+  while not path.exists():
+    if time.monotonic() > end:
+      return False
+    time.sleep(0.5)
+  return True
 
 
 def check_same(what: str, values: dict, remedy: str):
@@ -230,16 +272,16 @@ def lost_process(error: BaseException) -> bool:
 
 
 def leave(status: int):
-  """Ends this process after an error.
+  """Ends this process after an error, without the wait that exits have.
 
-  Processes that have the same error leave together. One that is alone does not
-  wait for the others, as Python's exit would: they wait for it.
+  Processes that end well wait for each other; after an error the others may be
+  waiting for this one.
   """
-  if is_several():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    meeting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    meeting.start()
-    meeting.join(_LEAVE_S)
-    os._exit(status)
-  sys.exit(status)
+  if not is_several():
+    sys.exit(status)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if is_first():
+    # With it goes the service, and whoever still speaks is cut off by JAX.
+    time.sleep(_LEAVE_S)
+  os._exit(status)

@@ -59,6 +59,7 @@ def evaluate(program: step_lib.Program, params, split: splits.Split,
       count += int(valid)
       used = outputs.pop('valid') > 0
       rows.append({name: x[used] for name, x in outputs.items()})
+  split.report.share()
   if not count:
     split.report.stop()
   outputs = {name: np.concatenate([row[name] for row in rows])

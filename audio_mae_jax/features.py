@@ -15,12 +15,12 @@ import shutil
 from typing import NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
 from audio_mae_jax import compare
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax import frontend
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import sharding
@@ -135,15 +135,14 @@ def extract(config: config_lib.Config, params: dict[str, np.ndarray],
   place = pathlib.Path(folder) / fingerprint(config, params, split)
   found = (place / _MEANS).exists() and (
       not tokens or (place / _TOKENS).exists())
-  if jax.process_count() > 1:  # the first one's disk decides
-    found = bool(multihost_utils.broadcast_one_to_all(np.array(found)))
+  found = distributed.gather(found)[0]  # the first one's disk decides
   if found:
     _log.info('Features of %s: as computed before, from %s.',
               split.source.describe(), place)
   else:
     _log.info('Features of %s: computing ...', split.source.describe())
     _compute(config, params, split, place, tokens, devices)
-  return _read(place, split, tokens) if jax.process_index() == 0 else None
+  return _read(place, split, tokens) if distributed.is_first() else None
 
 
 def one_pass(embed, params, split: splits.Split, config: config_lib.Config,
@@ -170,6 +169,7 @@ def one_pass(embed, params, split: splits.Split, config: config_lib.Config,
         _check_finite(rows[name], rows['index'], split)
       any_usable |= len(used) > 0
       yield rows
+  split.report.share()
   if not any_usable:
     split.report.stop()
 
@@ -254,7 +254,7 @@ def _compute(config, params, split, place, tokens, devices):
       _init(encoder, config), jax.random.key(0)), mesh)
   with contextlib.ExitStack() as stack:
     store = None
-    if jax.process_index() == 0:
+    if distributed.is_first():
       shutil.rmtree(place, ignore_errors=True)  # without tokens
       store = _Store(
           stack.enter_context(weights_lib.writing(place)), len(split.source))

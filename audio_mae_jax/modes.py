@@ -3,15 +3,16 @@
 import dataclasses
 import json
 import logging
-import math
 import os
+import re
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
+import audio_mae_jax
 from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax import evaluate
 from audio_mae_jax import metrics
 from audio_mae_jax import probe
@@ -20,6 +21,7 @@ from audio_mae_jax import score
 from audio_mae_jax import storage
 from audio_mae_jax import tasks
 from audio_mae_jax import train
+from audio_mae_jax import trees
 from audio_mae_jax import workdirs
 
 _log = logging.getLogger(__name__)
@@ -28,17 +30,33 @@ _log = logging.getLogger(__name__)
 MODES = {
     'train': lambda config: train.run(config)[1],
     'evaluate': lambda config: bool(score.score(config)),
-    'probe': lambda config: bool(probe.probe(config))}
+    'probe': lambda config: probe.probe(config) is not None}
 RESULT = 'folds.json'
+# Where a host has its files and how fast it is may differ between processes.
+OF_A_PROCESS = (r'data\.root', r'(data|probe)\.\w+\.path',
+                r'data\.(num_threads|prefetch_batches)', r'log\.progress')
 
 
 def run(config: config_lib.Config):
   """Runs `config` in the mode that it names, once or for each of its folds."""
   action = registry.lookup(MODES, config.mode, 'mode')
+  check_same(config)
   # A probe computes features once, and goes through its folds by itself.
   if config.folds and config.mode != 'probe':
     return cross_validate(config, action)
   return action(config)
+
+
+def check_same(config: config_lib.Config):
+  """Raises ValueError unless all processes have the same settings and code."""
+  fields = {name.replace('/', '.'): value for name, value in
+            trees.flatten(dataclasses.asdict(config)).items()}
+  own = '|'.join(OF_A_PROCESS)
+  distributed.check_same('settings or versions', {
+      'audio_mae_jax': audio_mae_jax.__version__, 'jax': jax.__version__,
+      **{f'config.{name}': value for name, value in fields.items()
+         if not re.fullmatch(own, name)}},
+      'Install the same and give the same command on each.')
 
 
 def cross_validate(config: config_lib.Config, action) -> dict | None:
@@ -71,7 +89,7 @@ def cross_validate(config: config_lib.Config, action) -> dict | None:
                   if len(values) > 1 else 0.0,
            'folds': values}
   path = storage.path_of(workdirs.place_of(config)) / RESULT
-  if jax.process_index() == 0:
+  if distributed.is_first():
     storage.write_text(
         path, json.dumps(found, indent=1, allow_nan=False) + '\n')
   _log.info('%s over %d folds: mean %.4f, standard deviation %.4f (%s). %s',
@@ -97,14 +115,11 @@ def _result(config, metric):
   """The metric of a fold that has ended, the same in all processes."""
   path = (storage.path_of(config.workdir) / 'evaluation' / 'valid'
           / evaluate.METRICS)
-  value = math.nan
-  if jax.process_index() == 0:  # the one that wrote it
-    found = json.loads(path.read_text('utf-8')) if path.exists() else {}
-    value = found.get('metrics', {}).get(metric)
-    value = math.nan if value is None else value
-  if jax.process_count() > 1:
-    value = float(multihost_utils.broadcast_one_to_all(np.float64(value)))
-  if not math.isfinite(value):
+  found = {}
+  if distributed.is_first() and path.exists():  # the one that wrote it
+    found = json.loads(path.read_text('utf-8'))
+  value = distributed.gather(found.get('metrics', {}).get(metric))[0]
+  if value is None:
     raise ValueError(
         f'{path} has no {metric}, or it is not defined: is there a fold '
         'without clips of any class? Name another metric, --config.labels.'

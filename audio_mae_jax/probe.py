@@ -10,10 +10,10 @@ import os
 import statistics
 import time
 
-import jax
 import numpy as np
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax import features as features_lib
 from audio_mae_jax import metrics
 from audio_mae_jax import probes
@@ -69,7 +69,7 @@ def probe(config: config_lib.Config, devices=None) -> dict:
                 else 'the same with random weights')
       values[name] = _fold_by_fold(
           config, params, parts, workdir.folder, name, devices)
-    if jax.process_index() != 0:
+    if not distributed.is_first():
       return {}
     return _tell(config, parts, values, workdir)
 
@@ -139,7 +139,7 @@ def _fold_by_fold(config, params, parts, folder, encoder, devices):
   found = [features_lib.extract(
       config, params, split, folder / features_lib.FOLDER, tokens=tokens,
       devices=devices) for split in parts.whole]
-  if jax.process_index() != 0:
+  if not distributed.is_first():
     return None
   values = {}
   for fold, pair in parts.by_fold.items():

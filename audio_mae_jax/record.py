@@ -33,8 +33,12 @@ class Record:
     line = {'step': step, 'time': round(time.time(), 3)}
     line |= {name: _encode(value) for name, value in values.items()}
     line = memoryview(json.dumps(line, allow_nan=False).encode() + b'\n')
-    while line:  # a raw file may take only a part
-      line = line[self._file.write(line):]
+    try:
+      while line:  # a raw file may take only a part
+        line = line[self._file.write(line):]
+    except OSError as error:
+      error.filename = self._file.name
+      raise
 
   def image(self, step, name, rgb):
     pass  # the pictures are files of their own

@@ -3,10 +3,9 @@
 import dataclasses
 import logging
 
-import jax
-
 from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax import evaluate
 from audio_mae_jax import init_from
 from audio_mae_jax import step as step_lib
@@ -52,7 +51,7 @@ def score(config: config_lib.Config, devices=None
     for name, split in splits.items():
       found[name] = evaluate.evaluate(program, params, split, config)
       _log.info('%s.', evaluate.summary(name, found[name], program.task.metric))
-      if jax.process_index() == 0:
+      if distributed.is_first():
         evaluate.write(
             workdir.folder / 'evaluation' / name, found[name], split,
             {'weights': str(place), 'split': name})

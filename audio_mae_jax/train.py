@@ -44,23 +44,27 @@ def run(
 ) -> tuple[step_lib.TrainState, bool]:
   """`train`, and whether it came to its end: False after a signal."""
   # All that can be wrong with the settings is found before a file is written.
-  pipeline.check(config)
-  checkpoint.check(config.checkpoint)
-  bookkeeping.check(config.log)
-  config, data = opening.for_training(config, tasks.is_labelled(config))
-  classes = data.train.source.class_names if tasks.is_labelled(config) else []
-  config, initial = init_from.prepare(
-      config, workdirs.place_of(config), classes)
-  program = step_lib.build(
-      config, pipeline.steps_per_epoch(data.train.source, config), devices)
-  online = probe.Online(config, program) if config.probe.online else None
-  meta = checkpoint.meta_of(
-      config, opening.identity(
-          data.train.source,
-          program.task.labelled or config.data.sampling == 'balanced'),
-      classes)
+  with distributed.together():
+    pipeline.check(config)
+    checkpoint.check(config.checkpoint)
+    bookkeeping.check(config.log)
+    config, data = opening.for_training(config, tasks.is_labelled(config))
+    classes = data.train.source.class_names if tasks.is_labelled(config) else []
+    config, initial = init_from.prepare(
+        config, workdirs.place_of(config), classes)
+    program = step_lib.build(
+        config, pipeline.steps_per_epoch(data.train.source, config), devices)
+    online = probe.Online(config, program) if config.probe.online else None
+    meta = checkpoint.meta_of(
+        config, opening.identity(
+            data.train.source,
+            program.task.labelled or config.data.sampling == 'balanced'),
+        classes)
+  opening.check_same(data)
   with contextlib.ExitStack() as stack:
-    workdir = stack.enter_context(workdirs.opened(workdirs.place_of(config)))
+    with distributed.together():
+      workdir = stack.enter_context(
+          workdirs.opened(workdirs.place_of(config)))
     checkpoints = stack.enter_context(
         checkpoint.Checkpoints(workdir, config.checkpoint))
     stop = stack.enter_context(_StopSignal())

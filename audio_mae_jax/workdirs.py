@@ -20,7 +20,6 @@ import time
 import uuid
 
 from etils import epath
-import jax
 
 from audio_mae_jax import config
 from audio_mae_jax import distributed
@@ -51,7 +50,7 @@ class Workdir:
                lock: lease.Lease | None):
     self.folder, self.address = folder, address
     self._lock = lock
-    self._pushes = storage.is_remote(address) and jax.process_index() == 0
+    self._pushes = storage.is_remote(address) and distributed.is_first()
     self._pushed = {}  # (size, time of change) by name
     self._thread = futures.ThreadPoolExecutor(1)
     self._running, self._next = None, 0.0
@@ -60,26 +59,6 @@ class Workdir:
     """Raises lease.Lost if the work directory is another run's by now."""
     if self._lock is not None:
       self._lock.check()
-
-  def check_shared(self):
-    """Raises ValueError unless all processes can write a checkpoint here."""
-    if (not distributed.is_several()
-        or os.fspath(self.address).startswith('gs://')):
-      return
-    token = distributed.gather(uuid.uuid4().hex)[0]
-    mark = self.folder / f'.shared-{token}'
-    with distributed.together():
-      if distributed.is_first():
-        mark.touch()
-    seen = distributed.gather(mark.exists())
-    if distributed.is_first():
-      mark.unlink()
-    if not all(seen):
-      raise ValueError(
-          f'Process {seen.index(False)} does not see the folder {self.folder} '
-          'of process 0, and each process writes its part of a checkpoint '
-          'there. Give a --config.workdir that all hosts share: a network '
-          'folder, or gs://. For s3://, set TMPDIR to a shared folder.')
 
   def pull(self):
     """Makes `folder` anew, with what is at the address."""
@@ -160,7 +139,7 @@ def opened(place: str | os.PathLike):
     return
   address = storage.path_of(place)
   folder = copy_of(address)
-  if jax.process_index() != 0:
+  if not distributed.is_first():
     yield Workdir(folder, address, None)
     return
   with _at(address) as held:
@@ -226,7 +205,7 @@ def lock(folder: str | os.PathLike):
   ends. Process 0 holds it for all of its run. On file systems that have no
   locks a lease does the same, and is given.
   """
-  if jax.process_index() != 0:
+  if not distributed.is_first():
     yield None
     return
   with contextlib.ExitStack() as stack:

@@ -13,7 +13,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'audio_mae_jax'
 # from those below. Entries name a module or a folder.
 FLOORS = [
     ['config', 'registry', 'trees', 'record', 'compare', 'metrics',
-     'distributed', 'storage', 'lease'],
+     'distributed', 'storage', 'lease',
+     'checksums'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
     ['flops', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress',

@@ -4,6 +4,7 @@ import hashlib
 from typing import NamedTuple
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax.data import files
 from audio_mae_jax.data import labels
 from audio_mae_jax.data import sources
@@ -65,6 +66,16 @@ def held_out(
       labels.check(split.source, config.labels, where, train=False)
     opened.append(split)
   return tuple(opened)
+
+
+def check_same(data: Data):
+  """Raises ValueError unless all processes of the run read the same clips."""
+  if distributed.is_several():
+    distributed.check_same('data', {
+        name: identity(split.source, labelled=bool(split.source.class_names))
+        for name, split in data._asdict().items() if split is not None},
+        'Give each of them the same files, in the same folders below '
+        'config.data.root.')
 
 
 def identity(source: files.Source, labelled: bool) -> dict:

@@ -6,6 +6,7 @@ import os
 import threading
 
 from audio_mae_jax import config
+from audio_mae_jax import distributed
 from audio_mae_jax import registry
 
 _LISTED = 20  # files in a message; the report file has them all
@@ -21,7 +22,8 @@ class BadFiles:
   The limit is `data.max_bad_fraction` of the source's files, but a positive
   fraction always tolerates one bad file: a share of ten files says little.
   That all files are bad is never tolerated. Each process counts the files it
-  meets, and a resumed run counts afresh.
+  meets, until it is told of those of the others (`share`); a resumed run counts
+  afresh.
   """
 
   def __init__(self, num_files: int, data: config.Data):
@@ -35,6 +37,7 @@ class BadFiles:
     self._limit = max(limit, 1) if data.max_bad_fraction else 0
     self._lock = threading.Lock()
     self._reasons = {}
+    self._news = {}  # of them, what other processes were not told of
     self._any_good = False
 
   @property
@@ -49,7 +52,8 @@ class BadFiles:
   def add(self, name: str, reason: str):
     """Records a bad file; raises TooManyBadFiles when that is one too many."""
     with self._lock:
-      self._reasons.setdefault(name, reason)
+      if name not in self._reasons:
+        self._reasons[name] = self._news[name] = reason
       count = len(self._reasons)
     if self._data.on_bad == 'stop':
       raise TooManyBadFiles(
@@ -57,6 +61,20 @@ class BadFiles:
           "config.data.on_bad='skip' to go on without such files.")
     if count > self._limit or (
         count >= self._num_files and not self._any_good):
+      self.stop()
+
+  def share(self):
+    """Adds what other processes have found; all of them must call it.
+
+    Raises TooManyBadFiles, in all processes, when together it is too much.
+    """
+    with self._lock:
+      news, self._news = self._news, {}
+    for others, any_good in distributed.gather([news, self._any_good]):
+      self._any_good |= any_good
+      with self._lock:
+        self._reasons = others | self._reasons
+    if self.count > self._limit:
       self.stop()
 
   def stop(self):
