@@ -17,6 +17,8 @@ import uuid
 
 import fsspec
 
+from audio_mae_jax import storage
+
 COMMON = {
     # No search for machines of a cloud that would lend their credentials.
     'AWS_EC2_METADATA_DISABLED': 'true', 'NO_GCE_CHECK': 'true',
@@ -87,7 +89,6 @@ def gs():
       _multipart_upload=checked(objects._multipart_upload)),
         mock.patch.object(gs_server.Response, 'close', with_generation),
         mock.patch.object(gs_server.Router, 'handle', one_at_a_time),
-        mock.patch.object(gs_server.server, 'HTTPServer', _Server),
         mock.patch.dict(fsspec.config.conf['gcs'], {'token': 'anon'}),
         mock.patch.dict(os.environ, {
             **COMMON, 'STORAGE_EMULATOR_HOST': host,
@@ -95,7 +96,8 @@ def gs():
             # gcsfs would ask for kinds of buckets that no emulator has.
             'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'})):
     server = gs_server.create_server('127.0.0.1', port, in_memory=True)
-    server.start()
+    with mock.patch.object(http_server, 'HTTPServer', _Server):
+      server.start()
     yield
     server.stop()
 
@@ -111,7 +113,7 @@ class _Server(http_server.ThreadingHTTPServer):
 
 def new_bucket(scheme: str) -> str:
   name = f'bucket-{uuid.uuid4().hex[:12]}'
-  fsspec.filesystem(scheme).mkdir(name)
+  storage.filesystem(f'{scheme}://{name}').mkdir(name)
   return f'{scheme}://{name}'
 
 

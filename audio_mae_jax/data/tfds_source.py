@@ -11,6 +11,7 @@ import functools
 import numpy as np
 
 from audio_mae_jax import config
+from audio_mae_jax import storage
 from audio_mae_jax.data import files
 
 _EXTRA = "pip install 'audio_mae_jax[tfds]'"
@@ -33,7 +34,13 @@ class Tfds(files.Source):
           f'folder of a prepared dataset); got {dataset!r} and {path!r}.')
     place = path and files.resolve(
         data, path, f'{where}.path', 'the folder of a prepared dataset')
-    builder = _builder(dataset, place, files.root(data), where)
+    home = place or files.root(data)
+    if storage.is_remote(home):
+      raise ValueError(
+          f'{home} is an address, and the source tfds reads folders of this '
+          'machine alone. Copy or mount the data, and give its folder as '
+          f'{where}.path or config.data.root.')
+    builder = _builder(dataset, place, home, where)
     info = builder.info
     if not info.splits:
       raise FileNotFoundError(

@@ -200,3 +200,13 @@ def test_a_dataset_without_rate_or_audio_is_an_error(prepared):
 def test_a_dataset_is_given_in_one_way(fields):
   with pytest.raises(ValueError, match='Set one of config.data.train.dataset'):
     make(**fields)
+
+
+@pytest.mark.parametrize('settings, data', [
+    ({'path': 'gs://bucket/pcm_set/1.0.0'}, {}),
+    ({'dataset': 'yes_no'}, {'root': 's3://bucket/tfds'}),
+])
+def test_an_address_is_refused(settings, data):
+  with pytest.raises(ValueError, match='://bucket.* folders of this machine'):
+    sources.make(config.Source(name='tfds', **settings), config.Data(**data),
+                 'config.data.train')
