@@ -2,10 +2,13 @@
 
 import time
 
+import numpy as np
+import processes
 import pytest
 import stores
 import test_kill
 
+from audio_mae_jax import checkpoint
 from audio_mae_jax import storage
 
 pytestmark = pytest.mark.faults
@@ -68,3 +71,34 @@ def test_a_second_run_on_a_store_is_refused(s3_store, whole, tmp_path):
   assert first.poll() is None
   first.kill()
   first.communicate()
+
+
+@pytest.mark.parametrize('scheme', ['s3', 'gs'])
+def test_two_processes_write_one_checkpoint_to_a_store(
+    request, scheme, tmp_path, monkeypatch):
+  request.getfixturevalue(f'{scheme}_store')
+  place = stores.new_bucket(scheme) + '/run'
+  monkeypatch.setenv('TMPDIR', str(tmp_path))
+  recipe = processes.write_recipe(
+      tmp_path / 'recipe.py', processes.PRETRAIN | {
+          'train.steps': 10, 'mesh.data': 1, 'mesh.fsdp': -1})
+  cache = tmp_path / 'cache'
+  with processes.Run(recipe, tmp_path / 'one', cache=cache) as run:
+    run.finish()
+  with processes.Run(recipe, place, count=2, cache=cache) as run:
+    run.finish()
+  with storage.local_copy(place) as copy:
+    found, want = (processes.losses(path) for path in (copy, tmp_path / 'one'))
+    assert processes.fingerprint(copy, 10)
+  assert found.keys() == want.keys()
+  for step, values in want.items():
+    np.testing.assert_allclose(found[step], values, rtol=1e-5)
+  # A run of one process reads what two have written.
+  params, _ = checkpoint.read_params(place)
+  assert all(np.isfinite(x).all() for x in params.values())
+  if scheme == 's3':
+    with processes.Run(
+        recipe, stores.new_bucket('s3') + '/run', count=2, cache=cache,
+        env={1: {'TMPDIR': str(cache)}}) as run:
+      assert run.wait() == [1, 1], run.told()
+    assert 'is another one in process(es) 1' in run.told(0)
