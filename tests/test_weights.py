@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import tiny
 
+from audio_mae_jax import storage
 from audio_mae_jax import train
 from audio_mae_jax import trees
 from audio_mae_jax import weights
+from audio_mae_jax.convert import files
 
 of = functools.partial(exchange.random_weights, base=tiny.MODEL)
 
@@ -38,6 +40,25 @@ def test_weights_come_back_as_they_were(dtype, part, tmp_path):
   assert weights.load_config(tmp_path / 'w') == want.config
   assert {path.name for path in (tmp_path / 'w').iterdir()} == {
       'config.json', 'model.safetensors'}
+
+
+def test_weights_go_to_a_store_and_come_back(bucket, monkeypatch):
+  want = of()
+  put = []
+  copy_out = storage.copy_out
+  monkeypatch.setattr(storage, 'copy_out', lambda folder, path, names: (
+      put.extend(names), copy_out(folder, path, names)))
+  weights.save(f'{bucket}/w', want)
+  assert put == ['w/model.safetensors', 'w/config.json']  # the last counts
+  got = weights.load(f'{bucket}/w')
+  exchange.assert_same_bits(got.params, want.params)
+  assert weights.load_config(f'{bucket}/w') == want.config
+  with pytest.raises(ValueError, match='exists already'):
+    weights.save(f'{bucket}/w', want)
+  with pytest.raises(ValueError, match=f'{bucket}/none holds no weights'):
+    weights.load(f'{bucket}/none')
+  files.write(f'{bucket}/out/x.safetensors', want.params, {})
+  assert storage.below(f'{bucket}/out') == ['x.safetensors']
 
 
 def test_the_place_of_positions_is_written_out():

@@ -169,14 +169,14 @@ def write(path, tensors: dict[str, np.ndarray], notes: dict):
     ValueError: the ending is another one, `path` exists, or torch is needed
       and not installed.
   """
-  path = pathlib.Path(path)
+  suffix = pathlib.PurePath(path).suffix
   writers = {'.safetensors': _write_safetensors, '.pth': _write_torch}
-  if path.suffix not in writers:
+  if suffix not in writers:
     raise ValueError(
         f'{path} must end in {" or ".join(writers)}; the ending says what is '
         'written.')
   with weights.writing(path) as place:
-    writers[path.suffix](place, tensors, json.dumps(notes))
+    writers[suffix](place, tensors, json.dumps(notes))
 
 
 def _write_safetensors(place, tensors, notes):
