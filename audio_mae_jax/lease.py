@@ -54,7 +54,10 @@ class Lease:
     try:
       self._write('create')
     except FileExistsError:
-      raise self._taken(self._read()) from None
+      raise Taken(
+          f'Another run is at work in {self._what}: {_owner(self._read())}. '
+          'Wait for it, stop it, or choose another --config.workdir.'
+      ) from None
     self._thread.start()
     return self
 
@@ -76,25 +79,17 @@ class Lease:
           'to the other one.')
 
   def _watch(self, found):
-    """Returns when the holder is gone; raises Taken if it is alive."""
+    """Returns when the holder has shown life or has ended, or time is up."""
     _log.info(
         '%s belongs to %s. Watching for up to %g s whether that still runs ...',
         self._what, _owner(found), WATCH_S)
     end = time.monotonic() + WATCH_S
     while time.monotonic() < end:
       time.sleep(RENEW_S / 5)
-      now = self._read()
-      if now is None:  # it has ended
+      if self._read() != found:
         return
-      if now != found:
-        raise self._taken(now)
     _log.warning('%s has not been heard of: this run takes over.',
                  _owner(found).capitalize())
-
-  def _taken(self, content):
-    return Taken(
-        f'Another run is at work in {self._what}: {_owner(content)}. Wait for '
-        'it, stop it, or choose another --config.workdir.')
 
   def _keep(self):
     while not self._ended.wait(RENEW_S):

@@ -34,10 +34,12 @@ def test_what_is_at_an_address_can_be_listed_read_and_copied(bucket, tmp_path):
 
 
 def test_what_others_write_is_seen_at_once(bucket):
-  assert storage.below(f'{bucket}/a') == []
+  put(f'{bucket}/a/old')
+  assert [x.name for x in storage.path_of(f'{bucket}/a').iterdir()] == ['old']
+  assert storage.below(f'{bucket}/a') == ['old']
   other = fsspec.filesystem(bucket.split(':')[0], skip_instance_cache=True)
   other.pipe_file(f'{bucket}/a/new', b'1')
-  assert storage.below(f'{bucket}/a') == ['new']
+  assert storage.below(f'{bucket}/a') == ['new', 'old']
   assert storage.exists(f'{bucket}/a/new')
 
 
