@@ -88,8 +88,8 @@ class Lease:
       time.sleep(RENEW_S / 5)
       if self._read() != found:
         return
-    _log.warning('%s has not been heard of: this run takes over.',
-                 _owner(found).capitalize())
+    _log.warning('Nothing was heard of %s: this run takes over.',
+                 _owner(found))
 
   def _keep(self):
     while not self._ended.wait(RENEW_S):

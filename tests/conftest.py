@@ -41,7 +41,7 @@ def gs_store():
     yield
 
 
-@pytest.fixture(params=['s3', 'gs'])
+@pytest.fixture(params=['s3', pytest.param('gs', marks=pytest.mark.slow)])
 def bucket(request):
   """The address of a new bucket, of each of the stores."""
   import stores

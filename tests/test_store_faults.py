@@ -48,7 +48,7 @@ def test_a_run_killed_while_it_saves_to_a_store_ends_the_same(
   output = test_kill.finish(process)
   # A killed process cannot give its lock back.
   assert 'Watching for up to 60 s' in output
-  assert 'has not been heard of: this run takes over' in output
+  assert 'Nothing was heard of process ' in output
   assert f'Going on from step {max(map(int, finished))}.' in output
   with storage.local_copy(place) as copy:
     assert test_kill.end_of(copy) == end

@@ -42,7 +42,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket):
 @pytest.fixture
 def quick(monkeypatch):
   monkeypatch.setattr(lease, 'RENEW_S', 0.1)
-  monkeypatch.setattr(lease, 'WATCH_S', 1.0)
+  monkeypatch.setattr(lease, 'WATCH_S', 2.0)
 
 
 @pytest.fixture(params=['bucket', 'folder'])
@@ -87,7 +87,7 @@ def test_a_killed_run_is_taken_over(bucket, quick, caplog):
     with workdirs.opened(f'{bucket}/run'):
       assert time.monotonic() - begun > lease.WATCH_S
   assert 'belongs to process 1 on a' in caplog.text
-  assert 'not been heard of: this run takes over' in caplog.text
+  assert 'Nothing was heard of process 1 on a, since then' in caplog.text
 
 
 def test_two_that_find_a_dead_lock_do_not_both_take_it(bucket, quick):
@@ -119,8 +119,10 @@ def test_a_run_that_lost_its_place_stops_and_writes_nothing(
   with pytest.raises(lease.Lost, match='process 2 on b has taken over'):
     with workdirs.opened(place) as workdir:
       workdir.push()
-      storage.write_text(f'{place}/.lease', '{"owner": "process 2 on b"}')
-      time.sleep(0.5)
+      # The first may be just about to renew: the other one goes on, too.
+      for _ in range(10):
+        storage.write_text(f'{place}/.lease', '{"owner": "process 2 on b"}')
+        time.sleep(0.1)
       (workdir.folder / 'metrics.jsonl').write_text('mine')
       workdir.push_now_and_then()
   assert storage.below(place) == ['.lease']
