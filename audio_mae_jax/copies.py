@@ -99,11 +99,11 @@ class Copies:
     self._keep_newest()
 
   def _keep_newest(self):
-    every = self._settings.keep_every_steps
-    found = self._found()
-    steps = sorted(step for step in found if not every or step % every)
-    for step in steps[:-self._settings.keep]:
-      self._remove(step, found[step])
+    """As Orbax does with the local ones."""
+    every, found = self._settings.keep_every_steps, self._found()
+    for step in sorted(found)[:-self._settings.keep]:
+      if not every or step % every:
+        self._remove(step, found[step])
 
   def _remove(self, step, names):
     place = self._place(step)
