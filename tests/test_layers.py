@@ -15,7 +15,7 @@ FLOORS = [
     ['config', 'registry', 'trees', 'record', 'compare', 'metrics'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
-    ['flops', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress'],
+    ['flops', 'hlo', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress'],
     ['tasks'],
     ['step', 'checkpoint'],
     ['weights', 'init_from'],
@@ -25,7 +25,7 @@ FLOORS = [
     ['train'],
     ['score'],
     ['modes'],
-    ['cli', 'measure', 'convert', 'prepare'],
+    ['cli', 'measure', 'compile_for', 'convert', 'prepare'],
     ['main', 'benchmark'],
 ]
 

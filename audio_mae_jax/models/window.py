@@ -101,8 +101,8 @@ def windows_at_once(windows: int, patches: int) -> int:
 
 
 def block_mask(mask, windows: int, patches: int, together: int):
-  """float32 [W / G, G L, G L]: `mask` [W, L, L] (None for zeros) on the diagonal
-  of blocks of G = `together` windows, -inf between different windows."""
+  """float32 [W / G, G L, G L]: `mask` [W, L, L] (or zeros) on the diagonal of
+  blocks of G = `together` windows, -inf between different windows."""
   if together == 1:
     return mask
   blocks, member = windows // together, np.arange(together)
@@ -126,12 +126,13 @@ def attend(q, k, v, bias, tau, *, mask, together: int):
     together: windows in one product of matrices, with what is between different
       windows masked. The result does not depend on it.
   """
-  b, w, l, h, _ = q.shape
-  mask = block_mask(mask, w, l, together)
+  b, w, patches, h, _ = q.shape
+  mask = block_mask(mask, w, patches, together)
   bias = jnp.tile(bias, (1, together, together))
   # [B, blocks, tokens, H, D / H]
   qs, ks, vs = (
-      x.reshape(b, w // together, together * l, h, -1) for x in (q, k, v))
+      x.reshape(b, w // together, together * patches, h, -1)
+      for x in (q, k, v))
   # The floor keeps the gradient at zero finite, and is far below the clamp.
   length = lambda x: jnp.sqrt(jnp.maximum(
       jnp.square(x.astype(jnp.float32)).sum(-1), 1e-30)).swapaxes(-1, -2)
