@@ -16,7 +16,8 @@ FLOORS = [
      'distributed'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
-    ['flops', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress'],
+    ['flops', 'hlo', 'optim', 'sharding', 'data', 'pictures', 'writer',
+     'progress'],
     ['tasks'],
     ['step', 'checkpoint'],
     ['weights', 'init_from'],
@@ -26,7 +27,7 @@ FLOORS = [
     ['train'],
     ['score'],
     ['modes'],
-    ['cli', 'measure', 'convert', 'prepare'],
+    ['cli', 'measure', 'compile_for', 'convert', 'prepare'],
     ['main', 'benchmark'],
 ]
 
