@@ -121,10 +121,15 @@ declare -A values=(
   [SERVICE_ACCOUNT]=$(json "${option[service-account]}")
   [NODE_SELECTOR]="{$selector}" [ARGS]="[$args]" [ENV]="[${list:2}]"
   [SECURITY_CONTEXT]=$security [DEVICE]=$device [CHIPS]=${option[chips]})
-manifest=$(sed '/^ *#/d' "$here/gke_jobset.yaml")
-for name in "${!values[@]}"; do
-  manifest=${manifest//"\${$name}"/"${values[$name]}"}
+template=$(sed '/^ *#/d' "$here/gke_jobset.yaml")
+manifest=''
+while [[ $template = *"\${"* ]]; do
+  manifest+=${template%%"\${"*}
+  template=${template#*"\${"}
+  manifest+=${values[${template%%"}"*}]}
+  template=${template#*"}"}
 done
+manifest+=$template
 
 command=(kubectl apply "--namespace=${option[namespace]}" -f -)
 if dry; then
