@@ -194,14 +194,14 @@ install() {
     [[ -z ${option[ref]} ]] || clone+=("--branch=${option[ref]}")
     fetch=$(quoted "${clone[@]}" "${option[source]}" "${option[dir]}")
   else
-    [[ -z $(git -C "$here/.." status --porcelain) ]] ||
+    [[ -z $(git -C "$(dirname "$here")" status --porcelain) ]] ||
       say 'Only what is committed is copied; this checkout has changes.'
     scratch=${TMPDIR:-/tmp}/audio_mae_jax.XXXXXXXXXX
     if ! dry; then
       scratch=$(mktemp -d "$scratch")
       trap 'rm -r "$scratch"' EXIT
     fi
-    run git -C "$here/.." archive --format=tar.gz \
+    run git -C "$(dirname "$here")" archive --format=tar.gz \
       "--output=$scratch/$archive" HEAD
     gcloud_tpu tpu-vm scp "$scratch/$archive" "${option[name]}:$archive" \
       --worker=all "${connect_flag[@]}"
