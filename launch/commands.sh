@@ -20,7 +20,7 @@ stop() {
 }
 
 say() {
-  dry || printf '%s %s\n' "$(date +%H:%M:%S)" "$*" >&2
+  dry || printf '%(%H:%M:%S)T %s\n' -1 "$*" >&2
 }
 
 dry() {
@@ -105,7 +105,8 @@ quoted() {
   printf '%s\n' "${line:1}"
 }
 
-# Answers of commands are captured, so what is shown needs its own way out.
+# Answers of commands are captured, so what is shown needs its own way out;
+# commands do not inherit it, for those that outlive this one keep it open.
 exec 3>&1
 
 show() {
@@ -118,7 +119,7 @@ show() {
 
 run() {
   show "$@"
-  dry || "$@"
+  dry || "$@" 3>&-
 }
 
 # ask ANSWER COMMAND...: what the command prints; in a dry run, ANSWER.
@@ -127,7 +128,7 @@ ask() {
   if dry; then
     printf '%s\n' "$1"
   else
-    "${@:2}"
+    "${@:2}" 3>&-
   fi
 }
 

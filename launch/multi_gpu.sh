@@ -79,7 +79,7 @@ attempt() {
     command_of "$i"
     show "${command[@]}"
     dry && continue
-    "${command[@]}" &
+    "${command[@]}" 3>&- &
     pids+=("$!")
   done
   while ((${#pids[@]})); do

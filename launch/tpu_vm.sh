@@ -194,7 +194,7 @@ install() {
     [[ -z ${option[ref]} ]] || clone+=("--branch=${option[ref]}")
     fetch=$(quoted "${clone[@]}" "${option[source]}" "${option[dir]}")
   else
-    [[ -z $(git -C "$(dirname "$here")" status --porcelain) ]] ||
+    dry || [[ -z $(git -C "$(dirname "$here")" status --porcelain) ]] ||
       say 'Only what is committed is copied; this checkout has changes.'
     scratch=${TMPDIR:-/tmp}/audio_mae_jax.XXXXXXXXXX
     if ! dry; then

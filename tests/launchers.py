@@ -45,10 +45,15 @@ class Place:
     self.env = {'STUB_HOME': str(path), 'TMPDIR': str(path),
                 'PATH': f'{path}/bin:{os.environ["PATH"]}'}
 
-  def answer(self, *words, answers, code=0):
-    """The next commands with these words print `answers`; the last stays."""
-    pairs = [x if isinstance(x, tuple) else (x, code) for x in answers]
-    self.rules.insert(0, {'words': words, 'answers': pairs})
+  def answer(self, *words, answers):
+    """The next commands with these words print `answers`; the last stays.
+
+    None lets them do what they would without any answer.
+    """
+    pairs = [x if isinstance(x, tuple) else (x, 0) for x in answers or ()]
+    self.rules = [x for x in self.rules if x['words'] != words]
+    if pairs:
+      self.rules.insert(0, {'words': words, 'answers': pairs})
     (self.path / 'answers.json').write_text(json.dumps(self.rules))
 
   def start(self, *argv, **env):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
@@ -33,10 +34,14 @@ def place(tmp_path):
 
 @pytest.fixture
 def installed(place):
-  """A TPU VM that is there, with the checkout on its two workers."""
+  """A TPU VM that is there, with the launchers on its two workers."""
   place.answer('tpu-vm list', answers=['READY\n'])
-  done = place.run(SCRIPT, 'install', *NAMED)
-  assert done.returncode == 0, done.stderr
+  place.answer('worker.sh install', answers=[''])
+  for worker in place.path.glob('worker_*'):
+    checkout = worker / 'audio_mae_jax'
+    shutil.copytree(launchers.ROOT / 'launch', checkout / 'launch')
+    (checkout / '.venv/bin').mkdir(parents=True)
+    (checkout / '.venv/bin/python').symlink_to(place.path / 'bin/python')
   return place
 
 
@@ -96,6 +101,8 @@ def test_a_dry_run_prints_what_is_then_called(
              '--create-flag=--network=net', *options]
   place.answer('tpu-vm list', answers=vm)
   place.answer('queued-resources list', answers=queue or [''])
+  place.answer('tpu-vm scp', answers=[''])
+  place.answer('tpu-vm ssh', answers=[''])
   place.answer('worker.sh status', answers=['status=0\nstatus=0\n'])
   dry = place.run(SCRIPT, 'all', *options, '--dry-run', f'--assume={assumed}',
                   *TRAIN)
@@ -153,7 +160,7 @@ def test_after_a_preemption_all_is_made_again(installed, queued, lost):
   options = (queued,) if queued else ()
   done = place.run(SCRIPT, 'watch', *NAMED, TYPE, *options, *TRAIN)
   assert done.returncode == 0, done.stderr
-  assert verbs(place)[2:] == ['delete', 'create', 'scp', 'install', 'start']
+  assert verbs(place) == ['delete', 'create', 'scp', 'install', 'start']
   delete = next(x for x in place.commands('gcloud') if x[4] == 'delete')
   assert ('--force' in delete) == bool(queued)
   assert f'tpu is {lost}; resuming (1 of 20)' in done.stderr
@@ -166,7 +173,7 @@ def test_a_failed_recovery_is_tried_again(installed):
   place.answer('tpu-vm create', answers=[('', 1), ('', 0)])
   done = place.run(SCRIPT, 'watch', *NAMED, TYPE, *TRAIN)
   assert done.returncode == 0, done.stderr
-  assert verbs(place)[2:] == [
+  assert verbs(place) == [
       'delete', 'create', 'create', 'scp', 'install', 'start']
 
 
@@ -200,7 +207,7 @@ def test_silence_of_the_cloud_is_no_preemption(installed):
   place.answer('worker.sh status', answers=[('', 255), ('status=0\n', 0)])
   done = place.run(SCRIPT, 'watch', *NAMED, TYPE, *TRAIN)
   assert done.returncode == 0, done.stderr
-  assert verbs(place) == ['scp', 'install', 'start']
+  assert verbs(place) == ['start']
 
 
 @pytest.mark.parametrize('command, answers, message', [
@@ -250,6 +257,7 @@ def test_stop_saves_and_ends_watch(installed):
   assert place.run(SCRIPT, 'run', *NAMED, *TRAIN).returncode == 0
   again = place.run(SCRIPT, 'run', *NAMED, *TRAIN)
   assert again.stdout == 'It runs already.\n' * 2
+  place.answer('worker.sh install', answers=None)
   busy = place.run(SCRIPT, 'install', *NAMED)
   assert busy.returncode == 1
   assert 'training runs here: "watch" waits for it' in busy.stderr
