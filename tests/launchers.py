@@ -19,7 +19,10 @@ trap 'exit 75' TERM
 printf '%s\\n' "$$" >> "$STUB_HOME/pids"
 code=$("$STUB_HOME/bin/training" "$@")
 [[ $code != hang ]] || trap '' TERM
-while [[ $code = wait || $code = hang ]]; do sleep 0.05; done
+for ((i = 0; i < 1200; i++)); do
+  [[ $code = wait || $code = hang ]] || break
+  sleep 0.05
+done
 exit "$code"
 '''
 
@@ -89,5 +92,6 @@ def printed(out):
 
 def alike(commands):
   """Names of temporary folders differ from run to run."""
-  return [[re.sub(r'[^=\s]+/audio_mae_jax\.\w{10}/', 'TMP/', word) for word in words]
+  folder = r'[^=\s]+/audio_mae_jax\.\w{10}/'
+  return [[re.sub(folder, 'TMP/', word) for word in words]
           for words in commands]

@@ -2,10 +2,9 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
-import subprocess
-import time
 
 import launchers
 import pytest
@@ -275,15 +274,12 @@ def test_a_worker_that_vanished_is_lost_and_started_again(installed):
   place.answer('training', answers=['wait', '0', '0', '0'])
   assert place.run(SCRIPT, 'run', *NAMED, *TRAIN).returncode == 0
   # What a reboot does: nobody is left to write an exit code.
-  for pid in (place.path / 'pids').read_text().split():
-    try:
-      parent = subprocess.run(['ps', '-o', 'ppid=', pid], text=True,
-                              capture_output=True).stdout.strip()
-      os.kill(int(parent), signal.SIGKILL) if parent else None
-      os.kill(int(pid), signal.SIGKILL)
-    except ProcessLookupError:
-      pass
-  time.sleep(0.1)
+  (waits,) = [pid for pid in (place.path / 'pids').read_text().split()
+              if pathlib.Path(f'/proc/{pid}').exists()]
+  status = pathlib.Path(f'/proc/{waits}/status').read_text()
+  supervisor = re.search(r'^PPid:\s+(\d+)', status, re.MULTILINE)[1]
+  for pid in (supervisor, waits):
+    os.kill(int(pid), signal.SIGKILL)
   out = place.run(SCRIPT, 'status', *NAMED)
   assert sorted(out.stdout.split()) == ['READY', 'status=0', 'status=lost']
   done = place.run(SCRIPT, 'watch', *NAMED, TYPE, *TRAIN)
