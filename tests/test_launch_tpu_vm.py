@@ -115,10 +115,12 @@ def test_a_dry_run_prints_what_is_then_called(
   created = [x for x in called if 'create' in x]
   kind = 'queued-resources' if queue else 'tpu-vm'
   assert [x[3] for x in created] == [kind] * (assumed != 'READY')
+  assert all('--network=net' in x for x in created)
+  assert all(('--internal-ip' in x) == (x[4] in ('ssh', 'scp'))
+             for x in called)
 
 
 def test_the_checkout_reaches_all_workers_and_trains_with_these_flags(place):
-  (place.path / 'bin' / 'git').unlink()  # the real one, and all of the code
   place.answer('tpu-vm list', answers=['READY\n'])
   done = place.run(SCRIPT, 'all', *NAMED, TYPE, '--env=AUDIO_MAE_DATA=/a b',
                    '--extras=tpu,tfds', *TRAIN)
@@ -199,14 +201,16 @@ def test_a_crash_is_tried_again_only_so_often(installed):
   assert 'resumed 2 times already (--max-resumes=2)' in done.stderr
 
 
-def test_silence_of_the_cloud_is_no_preemption(installed):
+@pytest.mark.parametrize('queued', [[], ['--queued']])
+def test_silence_of_the_cloud_is_no_preemption(installed, queued):
   place = installed
-  assert place.run(SCRIPT, 'run', *NAMED, *TRAIN).returncode == 0
-  place.answer('tpu-vm list', answers=[('', 1), ('', 1), ('READY\n', 0)])
+  silent = [('', 1), ('', 1), ('ACTIVE\n' if queued else 'READY\n', 0)]
+  place.answer('queued-resources list' if queued else 'tpu-vm list',
+               answers=silent)
   place.answer('worker.sh status', answers=[('', 255), ('status=0\n', 0)])
-  done = place.run(SCRIPT, 'watch', *NAMED, TYPE, *TRAIN)
+  done = place.run(SCRIPT, 'watch', *NAMED, TYPE, *queued, *TRAIN)
   assert done.returncode == 0, done.stderr
-  assert verbs(place) == ['start']
+  assert not verbs(place)
 
 
 @pytest.mark.parametrize('command, answers, message', [
@@ -265,14 +269,19 @@ def test_stop_saves_and_ends_watch(installed):
   _, err = watch.communicate(timeout=30)
   assert watch.returncode == 75
   assert 'The training was stopped' in err
+  assert 'resuming' not in err  # what runs is left alone
   assert len(place.calls('training')) == 2
   assert verbs(place)[-1] == 'delete'
+  place.answer('training', answers=['0'])
+  assert place.run(SCRIPT, 'run', *NAMED, *TRAIN).returncode == 0
+  assert place.run(SCRIPT, 'watch', *NAMED, TYPE, *TRAIN).returncode == 0
 
 
 def test_a_worker_that_vanished_is_lost_and_started_again(installed):
   place = installed
-  place.answer('training', answers=['wait', '0', '0', '0'])
-  assert place.run(SCRIPT, 'run', *NAMED, *TRAIN).returncode == 0
+  place.answer('training', answers=['0', '0', 'wait', '0'])
+  for command in ('run', 'watch', 'run'):
+    assert place.run(SCRIPT, command, *NAMED, TYPE, *TRAIN).returncode == 0
   # What a reboot does: nobody is left to write an exit code.
   (waits,) = [pid for pid in (place.path / 'pids').read_text().split()
               if pathlib.Path(f'/proc/{pid}').exists()]
