@@ -11,7 +11,8 @@ fi
 declare -A option=([dry-run]=no)
 # Options that may be given several times, each as an array of this name.
 lists=''
-# What stands after "--": the flags of audio_mae_jax.main.
+# The flags of audio_mae_jax.main: what stands after "--", and that a run which a
+# signal has stopped is not to look like one that came to its end.
 train=()
 
 stop() {
@@ -40,7 +41,7 @@ parse() {
     value=${1#*=}
     case $1 in
       --)
-        train=("${@:2}")
+        train=(--stopped_status=75 "${@:2}")
         return
         ;;
       --help)

@@ -38,7 +38,7 @@ dry || command -v xpk > /dev/null || stop 'xpk is not there: pip install xpk'
 
 # XPK runs the command in a shell to which it sends SIGTERM; exec makes that
 # shell the training. It starts again after 42 and 127 to 255 by itself, after
-# 75 if told so, and not after 1.
+# others if told so.
 flags=(
   "--cluster=${option[cluster]}"
   "--workload=${option[name]}"
@@ -46,7 +46,7 @@ flags=(
   "--tpu-type=${option[tpu-type]}"
   "--num-slices=${option[slices]}"
   "--max-restarts=${option[max-restarts]}"
-  --restart-on-exit-codes=75
+  --restart-on-exit-codes=2-125
   "--termination-grace-period-seconds=${option[grace]}"
   "--command=$(quoted exec python -m audio_mae_jax.main "${train[@]}")")
 [[ -z ${option[project]} ]] || flags+=("--project=${option[project]}")

@@ -7,10 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = ('gcloud', 'srun', 'scontrol', 'squeue', 'kubectl', 'xpk', 'git',
             'uv', 'nvidia-smi')
+
+# What the launchers add to the flags that the user gives.
+STOPPED = '--stopped_status=75'
 
 # The training: what it was called with, then an exit code that the test has
 # prepared; or a wait for SIGTERM, which it takes for the end.
@@ -82,6 +86,15 @@ class Place:
 
   def commands(self, *programs):
     return [x['argv'] for x in self.calls(*programs)]
+
+
+def wait_until(met):
+  """Until `met()` is true, which it must be soon."""
+  for _ in range(1000):
+    if met():
+      return
+    time.sleep(0.02)
+  raise AssertionError('this has not come')
 
 
 def printed(out):

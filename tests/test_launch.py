@@ -2,13 +2,13 @@
 
 import configparser
 import fnmatch
+import os
 import pathlib
 import re
 import shlex
 import signal
 import subprocess
 import sysconfig
-import time
 
 import launchers
 import pytest
@@ -21,12 +21,11 @@ SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (
 ALLOWED = {'.ci/run': ['--exclude=SC2016']}
 AWKWARD = ('--config=configs/quickstart.py', '--config.patch.stride=(10,10)',
            "--config.name=it's a $HOME $(id) \"x\"", '--config.probe.online=()')
-MAIN = ['-m', 'audio_mae_jax.main']
+MAIN = ['-m', 'audio_mae_jax.main', launchers.STOPPED]
 SLURM = {'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2',
          'SLURM_SUBMIT_DIR': str(ROOT)}
 # What follows an exit code; "again" for all that are not here.
 STEPS = {0: 'end', 1: 'stop', 126: 'stop', 127: 'stop'}
-SRUN = ['srun', '--kill-on-bad-exit=0', '--wait=180', 'python', *MAIN]
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def test_shellcheck_finds_nothing(script):
 
 
 HELPFUL = [x for x in SCRIPTS if x not in (
-    'launch/commands.sh', 'launch/worker.sh')]
+    'launch/commands.sh', 'launch/task.sh', 'launch/worker.sh')]
 
 
 @pytest.mark.parametrize('script', HELPFUL)
@@ -96,8 +95,9 @@ def test_slurm_runs_each_task_with_these_flags(place):
                    *AWKWARD, SLURM_CPUS_PER_TASK='8', **SLURM)
   assert done.returncode == 0, done.stderr
   (step,) = place.commands('srun')
-  assert step == [*SRUN[:3], '--cpus-per-task=8', '--label', *SRUN[3:],
-                  *AWKWARD]
+  assert step == ['srun', '--kill-on-bad-exit=0', '--wait=180',
+                  '--cpus-per-task=8', '--label', 'launch/task.sh', 'python',
+                  *MAIN, *AWKWARD]
   calls = place.calls('training')
   assert [x['argv'] for x in calls] == [['training', *MAIN, *AWKWARD]] * 2
   assert sorted(x['env']['SLURM_PROCID'] for x in calls) == ['0', '1']
@@ -109,48 +109,51 @@ def test_slurm_dry_run_prints_what_a_requeued_job_calls(place):
                   **SLURM)
   assert dry.returncode == 0, dry.stderr
   assert not place.calls()
-  place.answer('srun', answers=[('', 75)])
+  place.answer('training', answers=['75'])
   place.answer('squeue', answers=['RUNNING\n'])
   place.run('bash', 'launch/slurm.sbatch', '--', *AWKWARD, **SLURM)
-  assert place.commands() == launchers.printed(dry.stdout)
-  assert place.commands()[1:] == [
-      ['squeue', '--noheader', '--jobs=7', '--format=%T'],
-      ['scontrol', 'requeue', '7']]
+  called = place.commands('srun', 'squeue', 'scontrol')
+  assert called == launchers.printed(dry.stdout)
+  assert called[1:] == [['squeue', '--noheader', '--jobs=7', '--format=%T'],
+                        ['scontrol', 'requeue', '7']]
 
 
-@pytest.mark.parametrize('code, state, restarts, requeued, message', [
-    (0, 'RUNNING', 0, False, ''),
-    (75, 'RUNNING', 0, True, 'ended with 75; resuming (1 of 20)'),
-    (134, 'RUNNING', 19, True, 'ended with 134; resuming (20 of 20)'),
-    (134, 'RUNNING', 20, False, 'resumed 20 times already'),
-    (1, 'RUNNING', 0, False, ''),
-    (127, 'RUNNING', 0, False, ''),
+@pytest.mark.parametrize('codes, state, restarts, status, message', [
+    (['0'], 'RUNNING', 0, 0, None),
+    (['75'], 'RUNNING', 0, 75, 'ended with 75; resuming (1 of 20)'),
+    (['0', '134'], 'RUNNING', 19, 134, 'ended with 134; resuming (20 of 20)'),
+    (['134'], 'RUNNING', 20, 1, 'resumed 20 times already'),
+    # One task has an error, and the other has lost it.
+    (['1', '134'], 'RUNNING', 0, 1, None),
+    (['127', '69'], 'RUNNING', 0, 1, None),
     # Cancelled by its owner, or preempted, which Slurm requeues by itself.
-    (75, 'COMPLETING', 0, False, 'The job is COMPLETING: it does not queue'),
-    (75, '', 0, False, 'The job is gone: it does not queue')])
+    (['75'], 'COMPLETING', 0, 75, 'The job is COMPLETING: it does not queue'),
+    (['75'], '', 0, 75, 'The job is gone: it does not queue')])
 def test_slurm_queues_itself_again(
-    place, code, state, restarts, requeued, message):
-  place.answer('srun', answers=[('', code)])
+    place, codes, state, restarts, status, message):
+  place.answer('training', answers=codes)
   place.answer('squeue', answers=[f'{state}\n'])
   done = place.run('bash', 'launch/slurm.sbatch', '--', *AWKWARD, **SLURM,
                    SLURM_RESTART_COUNT=str(restarts))
-  assert (['scontrol', 'requeue', '7'] in place.commands()) == requeued
-  assert message in done.stderr
-  if not requeued and 'times already' not in message:
-    assert done.returncode == code
+  assert done.returncode == status
+  again = message is not None and 'resuming' in message
+  assert (['scontrol', 'requeue', '7'] in place.commands()) == again
+  assert (message or '') in done.stderr
 
 
-def test_slurm_lets_the_tasks_end_before_it_does(place):
+def test_a_signal_to_all_of_a_slurm_job_waits_for_the_checkpoint(place):
+  """Neither the job's shell nor those of the tasks end before the training."""
   place.answer('training', answers=['wait'])
   place.answer('squeue', answers=['RUNNING\n'])
   process = place.start('bash', 'launch/slurm.sbatch', '--', *AWKWARD, **SLURM)
   pids = wait_for(place, 2)
+  shells = [re.search(r'PPid:\s+(\d+)', pathlib.Path(
+      f'/proc/{pid}/status').read_text())[1] for pid in pids]
   process.send_signal(signal.SIGTERM)
-  time.sleep(0.3)
-  assert process.poll() is None
-  for pid in pids:
-    subprocess.run(['kill', '-TERM', pid], check=True)
+  for pid in (*shells, *pids):
+    os.kill(int(pid), signal.SIGTERM)
   process.communicate(timeout=30)
+  assert process.returncode == 75
   assert ['scontrol', 'requeue', '7'] in place.commands()
 
 
@@ -165,13 +168,9 @@ def test_slurm_sets_what_it_relies_on():
 def wait_for(place, count):
   """The process ids of trainings, when so many have started."""
   path = place.path / 'pids'
-  for _ in range(600):
-    found = path.read_text().split() if path.exists() else []
-    # They get ready for signals before, and ask the test after.
-    if len(found) == len(place.calls('training')) == count:
-      return found
-    time.sleep(0.02)
-  raise AssertionError(f'{count} trainings have not started')
+  # They get ready for signals before, and ask the test after.
+  launchers.wait_until(lambda: len(place.calls('training')) == count)
+  return path.read_text().split()
 
 
 def test_one_process_drives_all_gpus(place):
@@ -270,8 +269,9 @@ def test_a_jobset_on_tpu_slices(place):
   assert container['image'] == 'registry/image:1'
   assert container['resources'] == {'limits': {'google.com/tpu': 4}}
   # Kubernetes takes $$( for a $( that is not a variable.
-  assert [x.replace('$$(', '$(') for x in container['args']] == [*AWKWARD]
-  assert '$$(id)' in container['args'][2]
+  assert [x.replace('$$(', '$(') for x in container['args']] == [
+      launchers.STOPPED, *AWKWARD]
+  assert '$$(id)' in container['args'][3]
   assert container['env'] == [{'name': 'A', 'value': '"b" ${CHIPS} $$(B)'}]
   assert container['securityContext']['runAsUser'] == 0
 
@@ -348,7 +348,7 @@ def test_xpk_is_called_with_the_command_as_one_word(place):
   assert called == [
       'xpk', 'workload', 'create', '--cluster=c', '--workload=run',
       '--docker-image=image:1', '--tpu-type=v5litepod-16', '--num-slices=1',
-      '--max-restarts=20', '--restart-on-exit-codes=75',
+      '--max-restarts=20', '--restart-on-exit-codes=2-125',
       '--termination-grace-period-seconds=120', f'--command={command}',
       '--zone=z', '--spot']
 

@@ -18,7 +18,7 @@ TRAIN = ('--', '--config=configs/pretrain_as2m.py',
          '--config.workdir=gs://bucket/run', *AWKWARD)
 PLACE = ['--zone=us-west4-a', '--project=mine', '--quiet']
 # What the stand-in of the interpreter sees of TRAIN.
-SEEN = ['training', '-m', 'audio_mae_jax.main', *TRAIN[1:]]
+SEEN = ['training', '-m', 'audio_mae_jax.main', launchers.STOPPED, *TRAIN[1:]]
 LIST_VM = ['gcloud', 'compute', 'tpus', 'tpu-vm', 'list',
            '--filter=name~"/nodes/tpu$"', '--format=value(state)', *PLACE]
 LIST_QUEUE = ['gcloud', 'compute', 'tpus', 'queued-resources', 'list',
@@ -79,7 +79,7 @@ def test_the_commands_of_a_new_tpu_vm_word_by_word(place):
       'audio_mae_jax/launch/worker.sh idle; fi; rm -rf audio_mae_jax; '
       'mkdir audio_mae_jax; tar -xzf audio_mae_jax.tar.gz -C audio_mae_jax; '
       'audio_mae_jax/launch/worker.sh install 3.11 tpu',
-      'audio_mae_jax/launch/worker.sh start '
+      'audio_mae_jax/launch/worker.sh start --stopped_status=75 '
       '--config=configs/pretrain_as2m.py --config.workdir=gs://bucket/run '
       "'--config.patch.stride=(10,10)' '--config.name=it'\\''s a $HOME "
       "\"x\"' '--config.probe.online=()'",
@@ -265,6 +265,8 @@ def test_stop_saves_and_ends_watch(installed):
   assert busy.returncode == 1
   assert 'training runs here: "watch" waits for it' in busy.stderr
   watch = place.start(SCRIPT, 'watch', *NAMED, TYPE, '--down-after', *TRAIN)
+  looks = lambda: sum('status' in x[-4] for x in place.commands('gcloud'))
+  launchers.wait_until(lambda: looks() > 2)
   assert place.run(SCRIPT, 'stop', *NAMED).returncode == 0
   _, err = watch.communicate(timeout=30)
   assert watch.returncode == 75
@@ -283,8 +285,10 @@ def test_a_worker_that_vanished_is_lost_and_started_again(installed):
   for command in ('run', 'watch', 'run'):
     assert place.run(SCRIPT, command, *NAMED, TYPE, *TRAIN).returncode == 0
   # What a reboot does: nobody is left to write an exit code.
-  (waits,) = [pid for pid in (place.path / 'pids').read_text().split()
-              if pathlib.Path(f'/proc/{pid}').exists()]
+  folders = sorted(place.path.glob('worker_*/audio_mae_jax.run'))
+  ended = lambda: [(x / 'exit_code').exists() for x in folders]
+  launchers.wait_until(lambda: sum(ended()) == 1)
+  waits = (folders[ended().index(False)] / 'pid').read_text().strip()
   status = pathlib.Path(f'/proc/{waits}/status').read_text()
   supervisor = re.search(r'^PPid:\s+(\d+)', status, re.MULTILINE)[1]
   for pid in (supervisor, waits):
