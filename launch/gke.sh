@@ -43,15 +43,23 @@ env=()
 json() {
   local word list=''
   for word; do
-    [[ $word != *[[:cntrl:]]* ]] ||
-      stop "${word@Q} has a character that a manifest cannot hold."
     word=${word//\\/\\\\}
     list+=", \"${word//\"/\\\"}\""
   done
   printf '%s' "${list:2}"
 }
 
-# Kubernetes reads $(NAME) in arguments as a variable.
+# map NAME VALUE...: a JSON object; the values are JSON already.
+map() {
+  local list=''
+  while (($#)); do
+    list+=", $(json "$1"): $2"
+    shift 2
+  done
+  printf '{%s}' "${list:2}"
+}
+
+# Like json; Kubernetes would read $(NAME) as a variable.
 literal() {
   # shellcheck disable=SC2016  # nothing is to expand
   local word words=() reference='$(' plain='$$('
@@ -68,14 +76,20 @@ require_recipe
 dry || command -v kubectl > /dev/null ||
   stop 'kubectl is not there: https://kubernetes.io/docs/tasks/tools/'
 
+for word in "${option[@]}" "${train[@]}" "${env[@]}"; do
+  [[ $word != *[[:cntrl:]]* ]] ||
+    stop "${word@Q} has a character that a manifest cannot hold."
+done
+
 args=$(literal "${train[@]}")
 variables=()
 for variable in "${env[@]}"; do
   [[ $variable = ?*=* ]] || stop "--env=$variable is not NAME=VALUE."
-  variables+=("{\"name\": $(json "${variable%%=*}"), \"value\": $(
-    )$(literal "${variable#*=}")}")
+  variables+=("$(map name "$(json "${variable%%=*}")" \
+    value "$(literal "${variable#*=}")")")
 done
 label=cloud.google.com
+selector=()
 if [[ ${option[accelerator]} = tpu* ]]; then
   [[ ${option[topology]} =~ ^[0-9]+(x[0-9]+)+$ ]] ||
     stop "--topology='${option[topology]}' must be the slice's, e.g. 4x4."
@@ -86,32 +100,33 @@ if [[ ${option[accelerator]} = tpu* ]]; then
   hosts=$((total / option[chips]))
   slices=${option[slices]}
   device=google.com/tpu
-  selector="\"$label/gke-tpu-accelerator\": $(json "${option[accelerator]}"), $(
-    )\"$label/gke-tpu-topology\": $(json "${option[topology]}")"
+  selector+=("$label/gke-tpu-accelerator" "$(json "${option[accelerator]}")")
+  selector+=("$label/gke-tpu-topology" "$(json "${option[topology]}")")
   # A slice is a node pool, and each Job has one to itself.
-  annotations="{\"alpha.jobset.sigs.k8s.io/exclusive-topology\": $(
-    )\"$label/gke-nodepool\"}"
+  annotations=$(map alpha.jobset.sigs.k8s.io/exclusive-topology \
+    "$(json "$label/gke-nodepool")")
   # The devices belong to root.
-  security='{"privileged": true, "runAsUser": 0}'
+  security=$(map privileged true runAsUser 0)
 else
   hosts=${option[nodes]}
   slices=1
   device=nvidia.com/gpu
-  selector="\"$label/gke-accelerator\": $(json "${option[accelerator]}")"
-  annotations='{}'
-  security='{}'
+  selector+=("$label/gke-accelerator" "$(json "${option[accelerator]}")")
+  annotations=$(map)
+  security=$(map)
   if ((hosts > 1)); then
     # By flags: JAX would need the Kubernetes client and the right to read pods.
-    variables+=("{\"name\": \"PROCESS_ID\", \"valueFrom\": {\"fieldRef\": $(
-      ){\"fieldPath\": \"metadata.annotations[$(
-      )'batch.kubernetes.io/job-completion-index']\"}}}")
+    index="metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    field=$(map fieldRef "$(map fieldPath "$(json "$index")")")
+    variables+=("$(map name "$(json PROCESS_ID)" valueFrom "$field")")
     host=${option[name]}-train-0-0.${option[name]}
     # shellcheck disable=SC2016  # Kubernetes puts the number in
     args+=", $(json "--coordinator=$host:${option[port]}" \
       "--num_processes=$hosts" '--process_id=$(PROCESS_ID)')"
   fi
 fi
-[[ ${option[spot]} = no ]] || selector+=", \"$label/gke-spot\": \"true\""
+[[ ${option[spot]} = no ]] ||
+  selector+=("$label/gke-spot" "$(json true)")
 list=$(printf ', %s' "${variables[@]}")
 
 declare -A values=(
@@ -119,7 +134,7 @@ declare -A values=(
   [ANNOTATIONS]=$annotations [MAX_RESTARTS]=${option[max-restarts]}
   [SLICES]=$slices [HOSTS]=$hosts [GRACE]=${option[grace]}
   [SERVICE_ACCOUNT]=$(json "${option[service-account]}")
-  [NODE_SELECTOR]="{$selector}" [ARGS]="[$args]" [ENV]="[${list:2}]"
+  [NODE_SELECTOR]=$(map "${selector[@]}") [ARGS]="[$args]" [ENV]="[${list:2}]"
   [SECURITY_CONTEXT]=$security [DEVICE]=$device [CHIPS]=${option[chips]})
 template=$(sed '/^ *#/d' "$here/gke_jobset.yaml")
 manifest=''

@@ -43,16 +43,15 @@ elif ((option[processes] > 1)); then
   mapfile -t gpus <<< "$list"
 fi
 ((${#gpus[@]} % option[processes] == 0)) ||
-  stop "${#gpus[@]} GPUs cannot be shared out to --processes=$(
-    )${option[processes]}; list as many as can with --gpus=0,1,..."
+  stop "${#gpus[@]} GPUs cannot be shared out to" \
+    "--processes=${option[processes]}; list as many as can with --gpus=0,1,..."
 
 # The command of process $1.
 command_of() {
   local share=$((${#gpus[@]} / option[processes]))
-  local IFS=,
   # JAX leaves a quarter of the memory to other programs; here are none.
-  command=(env "XLA_PYTHON_CLIENT_MEM_FRACTION=$(
-    )${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}")
+  local memory=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9} IFS=,
+  command=(env "XLA_PYTHON_CLIENT_MEM_FRACTION=$memory")
   ((share == 0)) ||
     command+=("CUDA_VISIBLE_DEVICES=${gpus[*]:$1 * share:share}")
   command+=("${option[python]}" -m audio_mae_jax.main "${train[@]}")

@@ -85,8 +85,8 @@ state_of() {
 tpu_state() {
   local state
   if [[ ${option[queued]} = yes ]]; then
-    state=$(
-      state_of queued-resources state.state "${assumed/READY/ACTIVE}") || return
+    state=${assumed/READY/ACTIVE}
+    state=$(state_of queued-resources state.state "$state") || return
     if [[ $state != ACTIVE ]]; then
       echo "${state:-ABSENT}"
       return
@@ -107,9 +107,9 @@ runtime_version() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
     *)
-      stop "no runtime version is known for --accelerator-type='$(
-        )${option[accelerator-type]}' (v2-* to v6e-* are); give" \
-        '--runtime-version=VERSION.'
+      stop 'no runtime version is known for' \
+        "--accelerator-type='${option[accelerator-type]}' (for v2-* to v6e-*" \
+        'it is); give --runtime-version=VERSION.'
       ;;
   esac
 }
@@ -187,7 +187,7 @@ worker() {
 }
 
 install() {
-  local folder archive=audio_mae_jax.tar.gz clone fetch
+  local folder archive=audio_mae_jax.tar.gz clone fetch commands
   folder=$(quoted "${option[dir]}")
   if [[ ${option[source]} ]]; then
     clone=(git clone --quiet --depth=1)
@@ -207,9 +207,13 @@ install() {
       --worker=all "${connect_flag[@]}"
     fetch="mkdir $folder; tar -xzf $archive -C $folder"
   fi
-  on_workers all "set -e; if [ -e $folder/launch/worker.sh ]; then $(worker idle); fi; $(
-    )rm -rf $folder; $fetch; $(
-      worker install "${option[python]}" "${option[extras]}")"
+  commands=(
+    'set -e'
+    "if [ -e $folder/launch/worker.sh ]; then $(worker idle); fi"
+    "rm -rf $folder"
+    "$fetch"
+    "$(worker install "${option[python]}" "${option[extras]}")")
+  on_workers all "$(printf '%s; ' "${commands[@]}")"
 }
 
 # The disk of a TPU VM goes with it, and the workers share none.
@@ -269,7 +273,6 @@ exit_codes() {
 
 watch() {
   local state codes recreate=''
-  require_recipe
   while :; do
     pause
     state=$(tpu_state) || continue
@@ -345,10 +348,13 @@ main() {
   dry || command -v gcloud > /dev/null ||
     stop 'gcloud is not there: https://cloud.google.com/sdk/docs/install'
   case $action in
-    all)
+    all | watch)
+      # What watch needs when it has to make the TPU VM again.
       require accelerator-type
       require_recipe
       require_workdir
+      ;;&
+    all)
       step up
       step install
       step run
@@ -363,8 +369,7 @@ main() {
       watch
       ;;
     logs)
-      on_workers "${option[worker]}" \
-        "$(worker log)"
+      on_workers "${option[worker]}" "$(worker log)"
       ;;
     status)
       assumed=${assumed:-READY}

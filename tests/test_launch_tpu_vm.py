@@ -78,7 +78,7 @@ def test_the_commands_of_a_new_tpu_vm_word_by_word(place):
       'set -e; if [ -e audio_mae_jax/launch/worker.sh ]; then '
       'audio_mae_jax/launch/worker.sh idle; fi; rm -rf audio_mae_jax; '
       'mkdir audio_mae_jax; tar -xzf audio_mae_jax.tar.gz -C audio_mae_jax; '
-      'audio_mae_jax/launch/worker.sh install 3.11 tpu',
+      'audio_mae_jax/launch/worker.sh install 3.11 tpu; ',
       'audio_mae_jax/launch/worker.sh start --stopped_status=75 '
       '--config=configs/pretrain_as2m.py --config.workdir=gs://bucket/run '
       "'--config.patch.stride=(10,10)' '--config.name=it'\\''s a $HOME "
@@ -304,6 +304,10 @@ def test_a_worker_that_vanished_is_lost_and_started_again(installed):
     (('up', '--name=tpu', '--zone=z'), '--accelerator-type=VALUE is missing'),
     (('up', '--zone=z'), '--name=VALUE is missing'),
     (('run', '--name=tpu'), '--zone=VALUE is missing'),
+    (('watch', *NAMED, *TRAIN), '--accelerator-type=VALUE is missing'),
+    (('watch', *NAMED, TYPE), 'the recipe is missing'),
+    (('all', *NAMED, TYPE, '--', '--config=c.py'),
+     'is on the disk of each worker'),
     (('run', *NAMED), 'the recipe is missing'),
     (('run', *NAMED, '--', '--config=c.py'), 'is on the disk of each worker'),
     (('run', *NAMED, '--', '--config=c.py', '--config.workdir=runs/x'),
@@ -319,4 +323,4 @@ def test_mistakes_are_told_before_anything_is_called(place, argv, message):
   done = place.run(SCRIPT, *argv)
   assert done.returncode == 1
   assert message in done.stderr
-  assert not [x for x in place.commands('gcloud') if x[4] != 'list']
+  assert all(x[4] == 'list' for x in place.commands('gcloud'))
