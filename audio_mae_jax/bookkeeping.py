@@ -17,6 +17,7 @@ from audio_mae_jax import pictures
 from audio_mae_jax import progress as progress_lib
 from audio_mae_jax import record
 from audio_mae_jax import step as step_lib
+from audio_mae_jax import storage
 from audio_mae_jax import writer as writer_lib
 
 _log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Bookkeeper:
     self._profile_end = None  # while the profiler runs
     self._main = distributed.is_first()
     self._writer = writer_lib.Writer(
-        workdir, config.log, config.name or config.task,
+        workdir.folder, config.log, config.name or config.task,
         dataclasses.asdict(config), start, active=self._main)
     peak = flops.peak_tflops(program.mesh.devices.flat[0], config.log)
     self._progress = progress_lib.Progress(
@@ -131,6 +132,7 @@ class Bookkeeper:
 
   def log(self, step):
     """A line of the record: means over the steps since the one before."""
+    self._workdir.push_now_and_then()
     self._read()
     if not self._unlogged:
       return
@@ -178,7 +180,7 @@ class Bookkeeper:
     """Names the files that could not be used."""
     for name, split in self._data._asdict().items():
       if split is not None and self._main:
-        split.report.write(self._workdir / (
+        split.report.write(self._workdir.folder / (
             'bad_files.json' if name == 'train' else f'bad_files_{name}.json'))
 
   def evaluate(self, step, state):
@@ -195,7 +197,7 @@ class Bookkeeper:
           name, found, self._program.task.metric))
       if last and self._main:
         evaluate.write(
-            self._workdir / 'evaluation' / name, found, split,
+            self._workdir.folder / 'evaluation' / name, found, split,
             {'run': self._config.name, 'step': step, 'split': name})
 
     if self._online is not None:
@@ -219,7 +221,7 @@ class Bookkeeper:
       return
     titles = [os.path.basename(split.source.name_of(i))
               for i in range(len(split.source))]
-    folder = self._workdir / 'pictures'
+    folder = self._workdir.folder / 'pictures'
     folder.mkdir(exist_ok=True)
     rgb = pictures.reconstruction(
         *(shown[name][:len(titles)]
@@ -231,10 +233,12 @@ class Bookkeeper:
 
   def draw_curve(self):
     pictures.loss_curve(
-        self._workdir / record.NAME, self._workdir / 'loss_curve.png')
+        self._workdir.folder / record.NAME,
+        self._workdir.folder / 'loss_curve.png')
 
   def save(self, step, state):
     self._writer.flush()
+    self._workdir.push()
     self._checkpoints.save(
         step, state, {**self._meta, 'unlogged': self._unlogged})
 
@@ -250,7 +254,7 @@ class Bookkeeper:
         self._end_profile()
     elif log.profile_start >= 0 and step == max(
         log.profile_start, self._first + 1):
-      jax.profiler.start_trace(str(self._workdir / 'profile'))
+      jax.profiler.start_trace(str(self._workdir.folder / 'profile'))
       self._profile_end = step + log.profile_steps
 
   def _end_profile(self):
@@ -278,20 +282,20 @@ class Bookkeeper:
       _log.info('Nothing to do: the run already has its %d steps.', step)
     self.draw_curve()
     told, values = ('loss', self._program.task.metric), {}
-    lines = record.read(self._workdir / record.NAME)
+    lines = record.read(self._workdir.folder / record.NAME)
     for line in lines:
       values |= {name: x for name, x in line.items()
                  if name.split('/')[-1] in told}
     end = ', '.join(f'{name} {x:.4f}' for name, x in values.items())
-    saved = self._workdir / 'checkpoints' / str(self._checkpoints.latest())
-    places = {'Checkpoint': saved,
-              'Loss curve': self._workdir / 'loss_curve.png',
-              'Pictures': self._workdir / 'pictures',
-              'Evaluation': self._workdir / 'evaluation',
-              'Record': self._workdir / record.NAME}
+    self._workdir.push()
+    home = self._workdir.address
+    places = {
+        'Checkpoint': home / 'checkpoints' / str(self._checkpoints.latest()),
+        'Loss curve': home / 'loss_curve.png', 'Pictures': home / 'pictures',
+        'Evaluation': home / 'evaluation', 'Record': home / record.NAME}
     _log.info('Done: %d steps, %s. %s%s', step, end, '  '.join(
         f'{name}: {place}' for name, place in places.items()
-        if place.exists()), _learnt(
+        if storage.exists(place)), _learnt(
             lines, 'as it began' if self._config.init_from
             else 'with random weights'))
 

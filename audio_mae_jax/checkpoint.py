@@ -2,7 +2,8 @@
 
 What happens when a run starts again in the same work directory:
 1. The newest checkpoint is read. What a killed run had not finished writing is
-   not a checkpoint (Orbax renames a folder when it is whole), and is removed.
+   not a checkpoint (Orbax renames a folder when it is whole; at an address the
+   last file makes it one), and is removed.
 2. Its configuration and data are compared with the present ones: fields that
    change the result must agree.
 3. Its arrays are read onto the present mesh, whatever mesh wrote them, and
@@ -20,13 +21,16 @@ import re
 
 from etils import epath
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import copies
 from audio_mae_jax import distributed
+from audio_mae_jax import fingerprint
+from audio_mae_jax import storage
 from audio_mae_jax import trees
+from audio_mae_jax import workdirs
 
 _log = logging.getLogger(__name__)
 
@@ -43,30 +47,6 @@ class WriteError(OSError):
   """A checkpoint could not be written; the message says which are whole."""
 
 
-def fingerprint(tree) -> dict[str, int]:
-  """A checksum of each leaf's bits, by name; the same on every mesh."""
-  sums = _checksums(tree)
-  return {name: int(value) for name, value in
-          trees.flatten(jax.device_get(sums)).items()}
-
-
-@jax.jit
-def _checksums(tree):
-
-  def checksum(leaf):
-    words = (leaf.astype(jnp.uint32) if leaf.dtype.itemsize != 4 else
-             jax.lax.bitcast_convert_type(leaf, jnp.uint32))
-    # Each place has an odd weight of its own, so that neither a changed bit nor
-    # two exchanged numbers go unseen. Sums wrap, so their order is free.
-    place = jnp.zeros(leaf.shape, jnp.uint32)
-    for axis, size in enumerate(leaf.shape):
-      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
-          jnp.uint32, leaf.shape, axis)
-    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-
-  return jax.tree.map(checksum, tree)
-
-
 def check(settings: config_lib.Checkpoint):
   """Raises ValueError for a setting that would lose what was trained."""
   if settings.keep < 1:
@@ -78,10 +58,16 @@ def check(settings: config_lib.Checkpoint):
 class Checkpoints:
   """The checkpoints of one work directory."""
 
-  def __init__(self, workdir, settings: config_lib.Checkpoint):
-    self._folder = epath.Path(workdir).resolve() / 'checkpoints'
+  def __init__(self, workdir: workdirs.Workdir,
+               settings: config_lib.Checkpoint):
+    self._folder = place = workdir.address / 'checkpoints'
+    self._copies = None
+    if copies.are_needed(self._folder):
+      place = epath.Path(workdir.folder / 'checkpoints')
+      self._copies = copies.Copies(place, self._folder, settings)
+    workdir.check_shared()
     self._manager = ocp.CheckpointManager(
-        self._folder,
+        place,
         options=ocp.CheckpointManagerOptions(
             max_to_keep=settings.keep,
             keep_period=settings.keep_every_steps or None,
@@ -95,10 +81,13 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    meta = {**meta, 'fingerprint': fingerprint(state)}
+    meta = {**meta, 'fingerprint': fingerprint.of(state)}
     with self._writing():
       self._manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+      if self._copies:
+        self._manager.wait_until_finished()
+        self._copies.put(step)
 
   def restore(self, target, meta: dict):
     """The newest whole checkpoint as `(step, state, meta)`, or None.
@@ -110,10 +99,13 @@ class Checkpoints:
     Raises:
       ValueError: settings differ, or there are checkpoints and none is whole.
     """
-    steps = distributed.gather(
-        sorted(self._manager.all_steps(), reverse=True))[0]
+    steps = distributed.gather(sorted(
+        (self._copies or self._manager).all_steps(), reverse=True))[0]
     damaged = {}
     for step in steps:
+      if self._copies:
+        self._copies.fetch(step)
+        self._manager.reload()
       stored, reason = _try_all(self._read_meta, step)
       if reason is None:
         check_meta(stored, meta, self._folder)
@@ -138,7 +130,7 @@ class Checkpoints:
   def _read_state(self, step, target, meta):
     state = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(target)))['state']
-    _check_fingerprint(state, meta)
+    fingerprint.check(state, meta['fingerprint'])
     return state
 
   def _set_aside(self, damaged, step):
@@ -150,12 +142,13 @@ class Checkpoints:
         sorted(damaged), self._folder.parent / 'damaged')
     if distributed.is_first():
       aside = self._folder.parent / 'damaged'
-      aside.mkdir(parents=True, exist_ok=True)
       for bad in damaged:
         number = 0
-        while (aside / f'{bad}.{number}').exists():
+        while storage.is_dir(aside / f'{bad}.{number}'):
           number += 1
-        (self._folder / str(bad)).rename(aside / f'{bad}.{number}')
+        storage.move(self._folder / str(bad), aside / f'{bad}.{number}')
+        if self._copies:
+          self._copies.forget(bad)
     distributed.meet()
     self._manager.reload()
 
@@ -171,17 +164,22 @@ class Checkpoints:
     """Returns when what was begun is written."""
     with self._writing():
       self._manager.wait_until_finished()
+      if self._copies:
+        self._copies.wait()
 
   def close(self):
     with self._writing():
       self._manager.close()  # waits, too
+      if self._copies:
+        self._copies.close()
 
   @contextlib.contextmanager
   def _writing(self):
     """An error in here is one of writing: now, or since the last call."""
     try:
       yield
-    except jax.errors.JaxRuntimeError:  # of the step before, or of its loss
+    # Of the step before, or of its loss; and what says itself what to do.
+    except (jax.errors.JaxRuntimeError, storage.Unreachable):
       raise
     except Exception as error:
       text = ' '.join(str(error).split())
@@ -227,13 +225,15 @@ def read_meta(folder) -> dict:
 
 def steps_in(workdir) -> list[epath.Path]:
   """Folders of the checkpoints of a run, the newest first."""
-  found = (path for path in (epath.Path(workdir) / 'checkpoints').glob('*')
-           if path.name.isdigit())
+  with storage.reaching(workdir):
+    found = [
+        path for path in (storage.path_of(workdir) / 'checkpoints').glob('*')
+        if path.name.isdigit() and copies.is_whole(path)]
   return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def _newest(folder, read):
-  folder = epath.Path(folder).resolve()  # Orbax takes no relative paths
+  folder = storage.path_of(folder)  # Orbax takes no relative paths
   reasons = []
   for path in [folder] if is_checkpoint(folder) else steps_in(folder):
     found, reason = _try(read, path)
@@ -250,33 +250,26 @@ def _newest(folder, read):
 
 def is_checkpoint(folder) -> bool:
   """Whether `folder` is that of one checkpoint of a run."""
-  return (epath.Path(folder) / 'state').exists()
+  return storage.is_dir(storage.path_of(folder) / 'state')
 
 
 def _read_params(path):
   handler = ocp.PyTreeCheckpointHandler()
-  shapes = handler.metadata(path / 'state').tree
-  name = 'ema' if shapes['ema'] is not None else 'params'
-  item = {name: jax.tree.map(lambda _: 0, shapes[name])}
-  found = handler.restore(path / 'state', args=ocp.args.PyTreeRestore(
-      item=item, partial_restore=True, restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)))
+  with copies.readable(path / 'state') as place:
+    shapes = handler.metadata(place).tree
+    name = 'ema' if shapes['ema'] is not None else 'params'
+    item = {name: jax.tree.map(lambda _: 0, shapes[name])}
+    found = handler.restore(place, args=ocp.args.PyTreeRestore(
+        item=item, partial_restore=True, restore_args=jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)))
   meta = _read_meta(path)
-  _check_fingerprint(found, meta)
+  fingerprint.check(found, meta['fingerprint'])
   return trees.flatten(found[name]), meta
 
 
 def _read_meta(path):
-  return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / 'meta')
-
-
-def _check_fingerprint(tree, meta):
-  """Raises ValueError if a leaf of `tree` is not what was saved."""
-  changed = [name for name, value in fingerprint(tree).items()
-             if meta['fingerprint'].get(name) != value]
-  if changed:
-    raise ValueError(
-        f'{len(changed)} arrays are not what was saved, e.g. {changed[0]}')
+  with copies.readable(path / 'meta') as place:
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(place)
 
 
 def _try(read, *args):

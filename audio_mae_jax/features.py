@@ -4,12 +4,12 @@ One pass over a split, without augmentation and without a mask; probes
 (`probes.py`) then read the result as often as they like.
 """
 
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
-import os
 import pathlib
 import shutil
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from audio_mae_jax import frontend
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import sharding
 from audio_mae_jax import step as step_lib
+from audio_mae_jax import storage
 from audio_mae_jax import trees
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.data import pipeline
@@ -34,6 +35,7 @@ from audio_mae_jax.models import encoder as encoder_lib
 _log = logging.getLogger(__name__)
 
 FOLDER = 'features'
+_THREADS = 16  # that look at files: they wait, mostly
 _VERSION = 1  # of what is computed: older features are not taken for it
 _MEANS, _INDEX, _TOKENS = 'means.npy', 'index.npy', 'tokens.npy'
 
@@ -217,13 +219,11 @@ def fingerprint(config: config_lib.Config, params: dict[str, np.ndarray],
     digest.update(np.ascontiguousarray(params[name], np.float32))
   source = split.source
   digest.update(source.title.encode())
-  for i in range(len(source)):
-    place = source.place_of(i)
-    with contextlib.suppress(OSError):
-      if place:
-        status = os.stat(place[0])
-        place += status.st_size, status.st_mtime_ns
-    digest.update(f'{source.name_of(i)} {place}\n'.encode())
+  places = map(source.place_of, range(len(source)))
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    for i, place in enumerate(pool.map(
+        lambda place: place and place + storage.version(place[0]), places)):
+      digest.update(f'{source.name_of(i)} {place}\n'.encode())
   return digest.hexdigest()[:32]
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import os
-import pathlib
 import re
 
 import jax
@@ -19,10 +18,11 @@ from audio_mae_jax import metrics
 from audio_mae_jax import probe
 from audio_mae_jax import registry
 from audio_mae_jax import score
+from audio_mae_jax import storage
 from audio_mae_jax import tasks
 from audio_mae_jax import train
 from audio_mae_jax import trees
-from audio_mae_jax import writer
+from audio_mae_jax import workdirs
 
 _log = logging.getLogger(__name__)
 
@@ -88,11 +88,10 @@ def cross_validate(config: config_lib.Config, action) -> dict | None:
            'std': float(np.std(list(values.values()), ddof=1))
                   if len(values) > 1 else 0.0,
            'folds': values}
-  path = pathlib.Path(writer.workdir_of(config)) / RESULT
+  path = storage.path_of(workdirs.place_of(config)) / RESULT
   if distributed.is_first():
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(found, indent=1, allow_nan=False) + '\n')
-    os.replace(partial, path)
+    storage.write_text(
+        path, json.dumps(found, indent=1, allow_nan=False) + '\n')
   _log.info('%s over %d folds: mean %.4f, standard deviation %.4f (%s). %s',
             metric, len(values), found['mean'], found['std'],
             ', '.join(f'{k}: {x:.4f}' for k, x in values.items()), path)
@@ -114,7 +113,7 @@ def _check_trained(runs):
 
 def _result(config, metric):
   """The metric of a fold that has ended, the same in all processes."""
-  path = (pathlib.Path(config.workdir) / 'evaluation' / 'valid'
+  path = (storage.path_of(config.workdir) / 'evaluation' / 'valid'
           / evaluate.METRICS)
   found = {}
   if distributed.is_first() and path.exists():  # the one that wrote it
@@ -144,7 +143,7 @@ def of_fold(config: config_lib.Config, fold: str) -> config_lib.Config:
         'config.data.train: leave config.data.valid.name empty.')
   return dataclasses.replace(
       config, folds=(), name=f'{config.name or config.task}_{fold}',
-      workdir=os.path.join(writer.workdir_of(config), f'fold_{fold}'),
+      workdir=os.path.join(workdirs.place_of(config), f'fold_{fold}'),
       data=dataclasses.replace(
           data, train=dataclasses.replace(data.train, folds=f'!{fold}'),
           valid=dataclasses.replace(data.train, folds=fold)))

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import os
-import pathlib
 import statistics
 import time
 
@@ -19,8 +18,9 @@ from audio_mae_jax import features as features_lib
 from audio_mae_jax import metrics
 from audio_mae_jax import probes
 from audio_mae_jax import step as step_lib
+from audio_mae_jax import storage
 from audio_mae_jax import weights as weights_lib
-from audio_mae_jax import writer as writer_lib
+from audio_mae_jax import workdirs
 from audio_mae_jax.data import labels
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import sources
@@ -62,14 +62,13 @@ def probe(config: config_lib.Config, devices=None) -> dict:
   if settings.untrained:
     encoders['untrained'] = features_lib.random_params(
         config, final_norm='encoder/norm/scale' in weights.params)
-  workdir = writer_lib.prepare_workdir(writer_lib.workdir_of(config))
-  with writer_lib.lock(workdir):
+  with workdirs.opened(workdirs.place_of(config)) as workdir:
     values = {}
     for name, params in encoders.items():
       _log.info('Encoder: %s.', config.init_from if name == 'trained'
                 else 'the same with random weights')
       values[name] = _fold_by_fold(
-          config, params, parts, workdir, name, devices)
+          config, params, parts, workdir.folder, name, devices)
     if not distributed.is_first():
       return {}
     return _tell(config, parts, values, workdir)
@@ -134,11 +133,11 @@ def _parts(config) -> _Parts:
       settings.train, config.data, 'config.probe.train'),))
 
 
-def _fold_by_fold(config, params, parts, workdir, encoder, devices):
+def _fold_by_fold(config, params, parts, folder, encoder, devices):
   """Values of every kind by fold, in the first process; None in others."""
   tokens = bool(set(config.probe.kinds) & set(probes.TOKENS))
   found = [features_lib.extract(
-      config, params, split, workdir / features_lib.FOLDER, tokens=tokens,
+      config, params, split, folder / features_lib.FOLDER, tokens=tokens,
       devices=devices) for split in parts.whole]
   if not distributed.is_first():
     return None
@@ -152,7 +151,7 @@ def _fold_by_fold(config, params, parts, workdir, encoder, devices):
       values.setdefault(kind, {})[fold] = result
       _log.info('%s%s: %s, %.1f s.', kind, f' of fold {fold}' if fold else '',
                 _show(result), time.monotonic() - started)
-      _save_scores(workdir / SCORES / f'{kind}_{encoder}{fold and f"_{fold}"}',
+      _save_scores(folder / SCORES / f'{kind}_{encoder}{fold and f"_{fold}"}',
                    pair[1], test, scores)
   return values
 
@@ -211,13 +210,12 @@ def _tell(config, parts, values, workdir) -> dict:
       'clip_s': config.data.clip_s, 'seed': config.train.seed,
       'data': [split.source.describe() for split in parts.whole],
       'results': results}
-  path = pathlib.Path(workdir) / RESULT
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(_without_nan(content), indent=1) + '\n')
-  os.replace(partial, path)
+  storage.write_text(workdir.folder / RESULT,
+                     json.dumps(_without_nan(content), indent=1) + '\n')
   for row in [[metric, *config.probe.kinds], *lines]:
     _log.info(''.join(f'{cell:<18}' for cell in row).rstrip())
-  _log.info('All metrics: %s  Scores: %s', path, workdir / SCORES)
+  _log.info('All metrics: %s  Scores: %s', workdir.address / RESULT,
+            workdir.address / SCORES)
   return content
 
 

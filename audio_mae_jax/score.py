@@ -11,7 +11,7 @@ from audio_mae_jax import init_from
 from audio_mae_jax import step as step_lib
 from audio_mae_jax import tasks
 from audio_mae_jax import weights as weights_lib
-from audio_mae_jax import writer
+from audio_mae_jax import workdirs
 from audio_mae_jax.data import labels
 from audio_mae_jax.data import opening
 from audio_mae_jax.data import pipeline
@@ -46,18 +46,18 @@ def score(config: config_lib.Config, devices=None
         'without --config.mode=evaluate.')
   program = step_lib.build(_without_schedule(config), 1, devices)
   params = step_lib.place(arrays, program.shapes.params)
-  workdir = writer.prepare_workdir(writer.workdir_of(config))
   found = {}
-  with writer.lock(workdir):
+  with workdirs.opened(workdirs.place_of(config)) as workdir:
     for name, split in splits.items():
       found[name] = evaluate.evaluate(program, params, split, config)
       _log.info('%s.', evaluate.summary(name, found[name], program.task.metric))
       if distributed.is_first():
-        folder = workdir / 'evaluation' / name
         evaluate.write(
-            folder, found[name], split, {'weights': str(place), 'split': name})
-        split.report.write(workdir / f'bad_files_{name}.json')
-        _log.info('Metrics: %s', folder / evaluate.METRICS)
+            workdir.folder / 'evaluation' / name, found[name], split,
+            {'weights': str(place), 'split': name})
+        split.report.write(workdir.folder / f'bad_files_{name}.json')
+        _log.info('Metrics: %s', workdir.address / 'evaluation' / name
+                  / evaluate.METRICS)
   return found
 
 
@@ -67,7 +67,7 @@ def _place(config):
   The command that trained a run, with mode=evaluate, means the run: what it
   started from is still named there.
   """
-  workdir = writer.workdir_of(config)
+  workdir = workdirs.place_of(config)
   if not checkpoint.steps_in(workdir):
     return config.init_from or workdir
   own = checkpoint.read_meta(workdir)['config'].get('init_from', '')

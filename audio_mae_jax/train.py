@@ -24,7 +24,7 @@ from audio_mae_jax import probe
 from audio_mae_jax import step as step_lib
 from audio_mae_jax import tasks
 from audio_mae_jax import trees
-from audio_mae_jax import writer as writer_lib
+from audio_mae_jax import workdirs
 from audio_mae_jax.data import opening
 from audio_mae_jax.data import pipeline
 
@@ -50,22 +50,20 @@ def run(
     bookkeeping.check(config.log)
     config, data = opening.for_training(config, tasks.is_labelled(config))
     classes = data.train.source.class_names if tasks.is_labelled(config) else []
-    config, initial = init_from.prepare(
-        config, writer_lib.workdir_of(config), classes)
+    place = workdirs.place_of(config)
+    config, initial = init_from.prepare(config, place, classes)
     program = step_lib.build(
         config, pipeline.steps_per_epoch(data.train.source, config), devices)
     online = probe.Online(config, program) if config.probe.online else None
-    workdir = writer_lib.prepare_workdir(writer_lib.workdir_of(config))
     meta = checkpoint.meta_of(
         config, opening.identity(
             data.train.source,
             program.task.labelled or config.data.sampling == 'balanced'),
         classes)
   opening.check_same(data)
-  distributed.check_shared(workdir)
   with contextlib.ExitStack() as stack:
     with distributed.together():
-      stack.enter_context(writer_lib.lock(workdir))
+      workdir = stack.enter_context(workdirs.opened(place))
     checkpoints = stack.enter_context(
         checkpoint.Checkpoints(workdir, config.checkpoint))
     stop = stack.enter_context(_StopSignal())
@@ -74,7 +72,7 @@ def run(
     del initial  # a copy of all parameters
     for line in summary(config, program, data, state):
       _log.info(line)
-    _log.info('Work directory: %s. %s', workdir,
+    _log.info('Work directory: %s. %s', workdir.address,
               f'Going on from step {start}.' if start else 'A new run.')
     keeper = bookkeeping.Bookkeeper(
         config, program, data, online, workdir, checkpoints, meta, start,

@@ -26,6 +26,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import masking
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import registry
+from audio_mae_jax import storage
 from audio_mae_jax import trees
 from audio_mae_jax.models import classifier
 from audio_mae_jax.models import mae
@@ -113,21 +114,23 @@ def load(path) -> Weights:
   Raises:
     ValueError: there are none, or they are not what was written.
   """
-  folder = pathlib.Path(path)
+  folder = storage.path_of(path)
   if _is_run(folder):
     params, meta = checkpoint.read_params(folder)
     config = _of_run(meta, folder)
     return Weights(params, config, {'run': config.name or folder.name},
                    classes=tuple(meta.get('classes', ())))
   settings = _settings(folder)
-  if sha256(folder / TENSORS) != settings['sha256']:
-    raise ValueError(
-        f'{folder / TENSORS} is not what was written (its checksum differs): '
-        'copy or convert it again.')
-  try:
-    arrays = safetensors.numpy.load_file(folder / TENSORS)
-  except safetensors.SafetensorError as error:
-    raise ValueError(f'{folder / TENSORS} cannot be read: {error}.') from error
+  with storage.local_copy(folder) as place:
+    if sha256(place / TENSORS) != settings['sha256']:
+      raise ValueError(
+          f'{folder / TENSORS} is not what was written (its checksum differs): '
+          'copy or convert it again.')
+    try:
+      arrays = safetensors.numpy.load_file(place / TENSORS)
+    except safetensors.SafetensorError as error:
+      raise ValueError(
+          f'{folder / TENSORS} cannot be read: {error}.') from error
   tables = {name[len(_TABLE):]: arrays.pop(name)
             for name in list(arrays) if name.startswith(_TABLE)}
   return Weights(
@@ -137,14 +140,15 @@ def load(path) -> Weights:
 
 def load_config(path) -> config_lib.Config:
   """The settings that weights were trained with; arguments as of `load`."""
-  folder = pathlib.Path(path)
+  folder = storage.path_of(path)
   if _is_run(folder):
     return _of_run(checkpoint.read_meta(folder), folder)
   return _typed(_settings(folder)['config'], folder)
 
 
 def _is_run(folder):
-  return checkpoint.is_checkpoint(folder) or (folder / 'checkpoints').is_dir()
+  return checkpoint.is_checkpoint(folder) or storage.is_dir(
+      folder / 'checkpoints')
 
 
 def _of_run(meta, folder):
@@ -211,8 +215,20 @@ def writing(path):
   Raises:
     ValueError: `path` exists already.
   """
-  path = pathlib.Path(path)
   check_absent(path)
+  if storage.is_remote(path):
+    home, _, name = storage.absolute(path).rpartition('/')
+    with tempfile.TemporaryDirectory() as folder:
+      yield pathlib.Path(folder) / name
+      names = sorted(
+          x.relative_to(folder).as_posix()
+          for x in pathlib.Path(folder).rglob('*') if x.is_file())
+      # Without their settings weights are none: they come last.
+      names.sort(key=lambda x: x.endswith(SETTINGS))
+      storage.copy_out(folder, home, names[:-1])
+      storage.copy_out(folder, home, names[-1:])
+    return
+  path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(
       prefix=f'.{path.name}.', dir=path.parent) as folder:
@@ -223,7 +239,7 @@ def writing(path):
 
 def check_absent(path):
   """Raises ValueError if `path` exists."""
-  if pathlib.Path(path).exists():
+  if storage.exists(path):
     raise ValueError(
         f'{path} exists already; choose another place, or remove it first.')
 

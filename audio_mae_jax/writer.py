@@ -4,8 +4,6 @@ metrics.jsonl (`record.py`) is what counts; the others are copies to look at.
 The files hold a number once the call returns: a SIGKILL costs none.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -13,7 +11,6 @@ import time
 import uuid
 
 from audio_mae_jax import config
-from audio_mae_jax import distributed
 from audio_mae_jax import record
 
 
@@ -30,7 +27,7 @@ class Writer:
     self._sinks = []
     if not active:
       return
-    workdir = prepare_workdir(workdir)
+    workdir = pathlib.Path(workdir)
     if log.tensorboard:
       self._sinks.append(
           _TensorBoard(workdir / 'tensorboard', settings, resume_step))
@@ -72,54 +69,6 @@ class Writer:
 
   def __exit__(self, *_):
     self.close()
-
-
-def workdir_of(cfg: config.Config) -> str:
-  """Where the run of `config` lives, if it does not say: runs/NAME."""
-  return cfg.workdir or os.path.join('runs', cfg.name or cfg.task)
-
-
-def prepare_workdir(path: str | os.PathLike) -> pathlib.Path:
-  """Makes the work directory; ValueError if a file cannot be written in it."""
-  remedy = 'Choose a folder that you may write: --config.workdir=runs/NAME.'
-  if '://' in os.fspath(path):
-    raise ValueError(
-        f'Work directory {os.fspath(path)!r} is an address, not a folder. '
-        f'Mount the bucket as a folder. {remedy}')
-  path = pathlib.Path(path).expanduser()
-  probe = path / f'.probe-{uuid.uuid4().hex}'
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    # Permission bits say little on network file systems and full disks.
-    probe.write_bytes(b'probe')
-    probe.unlink()
-  except OSError as error:
-    raise ValueError(
-        f'Cannot write in work directory {str(path)!r}: '
-        f'{error.strerror or error}. {remedy}') from error
-  return path
-
-
-@contextlib.contextmanager
-def lock(workdir: str | os.PathLike):
-  """Keeps other processes of this machine out of `workdir` while in use.
-
-  The operating system lets go of the lock when the process ends, however it
-  ends. Process 0 holds it for all of its run.
-  """
-  if not distributed.is_first():
-    yield
-    return
-  with open(os.path.join(workdir, '.lock'), 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(
-          f'Another process is training in {os.fspath(workdir)!r}. Wait for '
-          'it, stop it, or choose another --config.workdir.') from None
-    except OSError:
-      pass  # a file system without locks: as safe as before
-    yield
 
 
 class _TensorBoard:

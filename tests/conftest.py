@@ -25,3 +25,25 @@ def compile_once(tmp_path_factory):
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   yield
   jax.config.update('jax_compilation_cache_dir', None)
+
+
+@pytest.fixture(scope='session')
+def s3_store():
+  import stores
+  with stores.s3():
+    yield
+
+
+@pytest.fixture(scope='session')
+def gs_store():
+  import stores
+  with stores.gs():
+    yield
+
+
+@pytest.fixture(params=['s3', 'gs'])
+def bucket(request):
+  """The address of a new bucket, of each of the stores."""
+  import stores
+  request.getfixturevalue(f'{request.param}_store')
+  return stores.new_bucket(request.param)

@@ -14,7 +14,7 @@ import tiny
 from audio_mae_jax import modes
 from audio_mae_jax import record
 from audio_mae_jax import train
-from audio_mae_jax import writer
+from audio_mae_jax import workdirs
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -41,7 +41,7 @@ def calls(monkeypatch):
 
   def pretend(config):
     seen.append(config)
-    path = pathlib.Path(writer.workdir_of(config)) / 'evaluation' / 'valid'
+    path = pathlib.Path(workdirs.place_of(config)) / 'evaluation' / 'valid'
     path.mkdir(parents=True, exist_ok=True)
     (path / 'metrics.json').write_text(json.dumps({'metrics': {
         'accuracy': 0.4 + 0.1 * len(seen), 'loss': 1.0,

@@ -14,10 +14,12 @@ import soundfile
 from audio_mae_jax import bookkeeping
 from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import copies
 from audio_mae_jax import record
+from audio_mae_jax import storage
 from audio_mae_jax import train
 from audio_mae_jax import trees
-from audio_mae_jax import writer
+from audio_mae_jax import workdirs
 from audio_mae_jax.data import audio_io
 
 pytestmark = [
@@ -164,7 +166,7 @@ def test_what_was_read_but_not_logged_survives_a_stop(
 
 
 def test_a_second_run_in_the_same_place_is_refused(tmp_path):
-  with writer.lock(tmp_path):
+  with workdirs.lock(tmp_path):
     with pytest.raises(ValueError, match='Another process is training'):
       run(tiny(tmp_path))
 
@@ -345,6 +347,85 @@ def test_a_bad_file_is_skipped_counted_and_named(tmp_path):
   report = json.loads((tmp_path / 'run' / 'bad_files.json').read_text())
   assert [os.path.basename(name) for name in report['bad']] == ['07.wav']
   assert lines(tmp_path / 'run')[-1]['bad_files'] == 1
+
+
+def test_a_file_that_disappears_is_replaced_counted_and_named(
+    tmp_path, monkeypatch):
+  for i in range(60):
+    _write(tmp_path / 'audio', i, _noise(i))
+  after_update = bookkeeping.Bookkeeper.after_update
+
+  def removes(self, step, *args):
+    after_update(self, step, *args)
+    if step == 3:
+      (tmp_path / 'audio' / '07.wav').unlink()
+
+  monkeypatch.setattr(bookkeeping.Bookkeeper, 'after_update', removes)
+  state = run(tiny(tmp_path / 'run', **{
+      'data.train.name': 'folder', 'data.train.path': str(tmp_path / 'audio'),
+      'data.train.num_clips': 1024, 'train.epochs': 2.0,
+      'optimizer.warmup_epochs': 0.5}))
+  assert int(state.step) == 30
+  report = json.loads((tmp_path / 'run' / 'bad_files.json').read_text())
+  assert {os.path.basename(name): why for name, why in report['bad'].items()
+          } == {'07.wav': 'no such file'}
+  found = lines(tmp_path / 'run')
+  assert (found[0]['bad_files'], found[-1]['bad_files']) == (0, 1)
+
+
+def test_a_run_in_a_store_is_that_of_a_folder(
+    bucket, tmp_path, signal_at, monkeypatch, caplog):
+  for i in range(16):
+    _write(tmp_path / 'audio', i, _noise(i))
+  storage.copy_out(tmp_path, bucket, [f'audio/{i:02d}.wav' for i in range(16)])
+  settings = {'data.train.name': 'folder', 'data.train.num_clips': 1024,
+              'data.train.path': 'audio', 'log.picture_every_steps': 6}
+  one = run(tiny(tmp_path / 'one', **settings, **{'data.root': str(tmp_path)}))
+  place, settings['data.root'] = f'{bucket}/runs/two', bucket
+  interrupted(place, signal_at, monkeypatch, **settings)
+  assert storage.below(f'{place}/pictures') == ['step_000006.png']
+  with caplog.at_level('INFO', 'audio_mae_jax'):
+    assert_same_bits(run(tiny(place, **settings)), one)
+  assert f'Work directory: {place}. Going on from step 6.' in caplog.text
+  assert f'Record: {place}/metrics.jsonl' in caplog.text
+  with storage.local_copy(place) as copy:
+    assert lines(copy) == lines(tmp_path / 'one')
+    assert sorted(os.listdir(copy)) == [
+        'checkpoints', 'loss_curve.png', 'metrics.jsonl', 'pictures']
+    assert sorted(os.listdir(copy / 'checkpoints'), key=int) == ['6', '8', '12']
+  assert not workdirs.copy_of(storage.path_of(place)).exists()
+
+  # Others start from it.
+  params, meta = checkpoint.read_params(place)
+  assert_same_bits(params, one.params)
+  assert meta['config']['workdir'] == place
+  assert [path.name for path in checkpoint.steps_in(place)] == ['12', '8', '6']
+
+  # Bits that flip there are noticed.
+  with storage.local_copy(f'{place}/checkpoints/12') as copy:
+    found = pathlib.Path(copy)
+    _flip(_data_file(found))
+    storage.copy_out(found, f'{place}/checkpoints/12', [
+        _data_file(found).relative_to(found).as_posix()])
+  assert_same_bits(run(tiny(place, **settings)), one)
+  assert 'Falling back to checkpoint 8' in caplog.text
+  assert storage.is_file(f'{place}/damaged/12.0/{copies.COMMITTED}')
+  assert [path.name for path in checkpoint.steps_in(place)] == ['12', '8', '6']
+
+
+def test_what_was_not_finished_in_a_store_is_no_checkpoint(
+    bucket, whole, tmp_path, monkeypatch):
+  place = f'{bucket}/run'
+  files = [path.relative_to(whole[0]).as_posix()
+           for path in whole[0].rglob('*') if path.is_file()]
+  storage.copy_out(whole[0], place, files)
+  storage.remove(f'{place}/checkpoints/12', [copies.COMMITTED])
+  assert [path.name for path in checkpoint.steps_in(place)] == ['8', '4']
+  assert checkpoint.read_meta(place)['unlogged'] == []
+  assert_same_bits(run(tiny(place)), whole[1])
+  with storage.local_copy(place) as copy:
+    assert lines(copy) == lines(whole[0])
+  assert not storage.is_dir(f'{place}/damaged')
 
 
 def test_too_many_bad_files_stop_the_run_with_the_list(tmp_path):

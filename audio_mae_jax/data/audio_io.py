@@ -9,6 +9,7 @@ empty, truncated (its header promises more than it holds), shorter than
 never read is never judged: another crop of the same file may be good.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -19,7 +20,11 @@ import soundfile
 import soxr
 
 from audio_mae_jax import registry
+from audio_mae_jax import storage
 
+# Of a file at an address, for one request: ten seconds are a hundredth of it
+# to a tenth; of longer ones parts are read.
+_WHOLE_BYTES = 2**24
 # soxr's longest filter, in samples at the model's rate, with room to spare.
 _CONTEXT = 512
 # Full scale is 1. Far above it lie integers stored as floats, or garbage.
@@ -53,10 +58,10 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
          min_samples: int = 1, channels: str = 'mean') -> np.ndarray:
   """The clip [<= num_samples] of `item` at `sample_rate_hz`, of one channel.
 
-  `item` is an element of a source: 'audio' is a path, the bytes of a file, or
-  an array [n] or [n, channels] sampled at 'sample_rate_hz'; 'start_s' and
-  'duration_s' (None: to the end) say which part of it may be used. The result
-  depends on the arguments and the state of `rng` alone.
+  `item` is an element of a source: 'audio' is a path or an address, the bytes
+  of a file, or an array [n] or [n, channels] sampled at 'sample_rate_hz';
+  'start_s' and 'duration_s' (None: to the end) say which part of it may be
+  used. The result depends on the arguments and the state of `rng` alone.
   """
   take = registry.lookup(CROPS, crop, 'config.data.crop')
   registry.lookup(RESAMPLERS, resample, 'config.data.resample')
@@ -138,18 +143,40 @@ def _open(item):
   return _Array(np.asarray(audio), item['sample_rate_hz'])
 
 
+def _fetch(path):
+  """The file at an address: its bytes or, of a long one, a way to its parts."""
+  try:
+    content = storage.read_up_to(path, _WHOLE_BYTES)
+    if content is None:
+      return storage.open_blocks(path)
+  except FileNotFoundError:
+    raise BadAudio('no such file') from None
+  if not content:
+    raise BadAudio('empty')
+  return content
+
+
 class _File:
   """An audio file, opened; its frames as float32 [n, channels]."""
 
   def __init__(self, audio):
-    if not isinstance(audio, bytes):
-      if not os.path.isfile(audio):
+    self._parts = None  # of a file that comes from afar as it is read
+    if isinstance(audio, (str, os.PathLike)):
+      if storage.is_remote(audio):
+        audio = _fetch(audio)
+      elif not os.path.isfile(audio):
         raise BadAudio('no such file')
-      if not os.path.getsize(audio):
+      elif not os.path.getsize(audio):
         raise BadAudio('empty')
+    if isinstance(audio, storage.Blocks):
+      self._parts = audio
+    elif isinstance(audio, bytes):
+      audio = io.BytesIO(audio)
     try:
-      self._file = soundfile.SoundFile(
-          io.BytesIO(audio) if isinstance(audio, bytes) else audio)
+      with self._unless_unreachable():
+        self._file = soundfile.SoundFile(audio)
+    except storage.Unreachable:
+      raise
     except (OSError, RuntimeError, TypeError, ValueError) as error:
       raise BadAudio(f'unreadable: {_reason(error)}') from error
     self.rate_hz = self._file.samplerate
@@ -165,6 +192,17 @@ class _File:
 
   def __exit__(self, *_):
     self._file.close()
+    if self._parts is not None:
+      self._parts.close()
+
+  @contextlib.contextmanager
+  def _unless_unreachable(self):
+    """libsndfile takes what its reader raises for the end of the file."""
+    try:
+      yield
+    finally:
+      if self._parts is not None:
+        self._parts.check()
 
   def _check(self):
     if self.num_frames > 2**62:
@@ -176,9 +214,12 @@ class _File:
 
   def read(self, start, stop):
     try:
-      if start != self._file.tell():
-        self._file.seek(start)
-      return self._file.read(stop - start, dtype='float32', always_2d=True)
+      with self._unless_unreachable():
+        if start != self._file.tell():
+          self._file.seek(start)
+        return self._file.read(stop - start, dtype='float32', always_2d=True)
+    except storage.Unreachable:
+      raise
     except (OSError, RuntimeError, ValueError) as error:
       raise BadAudio(f'damaged or truncated between {start / self.rate_hz:.1f} '
                      f'and {stop / self.rate_hz:.1f} s: {_reason(error)}'

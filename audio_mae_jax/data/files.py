@@ -9,6 +9,7 @@ import pathlib
 import soundfile
 
 from audio_mae_jax import config
+from audio_mae_jax import storage
 
 SUFFIXES = (
     '.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aiff', '.aif')
@@ -96,12 +97,13 @@ class Files(Source):
 
 
 def root(data: config.Data) -> str:
-  """The folder that relative paths start at; empty: none is set."""
+  """The folder or address that relative paths start at; empty: none is set.
+  """
   return os.path.expanduser(data.root or os.environ.get(ROOT_VARIABLE, ''))
 
 
 def resolve(data: config.Data, path: str, where: str, what: str) -> str:
-  """The setting `where`=`path` as an absolute path.
+  """The setting `where`=`path` as an absolute path, or an address.
 
   A relative one starts at the data root or, when none is set, at the current
   folder.
@@ -109,8 +111,8 @@ def resolve(data: config.Data, path: str, where: str, what: str) -> str:
   if not path:
     raise ValueError(f'{where} is empty; set it to {what}.')
   path = os.path.expanduser(path)
-  if os.path.isabs(path) or root(data):
-    return os.path.abspath(os.path.join(root(data), path))
+  if storage.is_remote(path) or os.path.isabs(path) or root(data):
+    return storage.absolute(storage.join(root(data), path))
   if os.path.exists(path):
     return os.path.abspath(path)
   raise FileNotFoundError(
@@ -122,6 +124,9 @@ def resolve(data: config.Data, path: str, where: str, what: str) -> str:
 
 def walk(place: str) -> list[str]:
   """Audio files under `place`, sorted, as relative paths with slashes."""
+  if storage.is_remote(place):
+    return [path for path in storage.below(place)
+            if _is_audio(path.split('/')[-1])]
   found, visited = [], set()
   for parent, folders, names in os.walk(place, followlinks=True):
     real = os.path.realpath(parent)
@@ -130,11 +135,14 @@ def walk(place: str) -> list[str]:
       continue
     visited.add(real)
     folders.sort()  # decides which of two links to one folder is followed
-    # Hidden files are no recordings: other systems leave ._NAME.wav behind.
     found += [os.path.relpath(os.path.join(parent, name), place)
-              for name in names
-              if name.lower().endswith(SUFFIXES) and name[0] != '.']
+              for name in names if _is_audio(name)]
   return sorted(pathlib.PurePath(path).as_posix() for path in found)
+
+
+def _is_audio(name):
+  # Hidden files are no recordings: other systems leave ._NAME.wav behind.
+  return name.lower().endswith(SUFFIXES) and name[0] != '.'
 
 
 def segment(files: list[File], segment_s: float) -> list[File]:
@@ -165,9 +173,21 @@ def _length_s(file):
   if file.duration_s is not None:
     return file.duration_s
   try:
-    header = soundfile.info(file.path)
+    header = _header(file.path)
+  except storage.Unreachable:
+    raise
   except (OSError, RuntimeError, TypeError):
     return 0.0
   if header.frames > 2**62:  # libsndfile's word for an unknown length
     return 0.0
   return max(header.duration - file.start_s, 0.0)
+
+
+def _header(path):
+  if not storage.is_remote(path):
+    return soundfile.info(path)
+  with storage.open_blocks(path) as file:
+    try:
+      return soundfile.info(file)
+    finally:
+      file.check()

@@ -16,6 +16,7 @@ import os
 import re
 
 from audio_mae_jax import registry
+from audio_mae_jax import storage
 
 _PROBED = 100  # rows that are looked for on disk to find where paths start
 
@@ -33,7 +34,7 @@ class Row:
 
 def read(path: str) -> list[Row]:
   """The rows of the manifest at `path`, in its order."""
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     raise FileNotFoundError(
         f'No manifest at {path}. Put one there, or name another: a '
         f'{", ".join(FORMATS)} file that lists audio files.')
@@ -109,10 +110,10 @@ def base_of(rows: list[Row], place: str, bases: list[str]) -> str:
   missing the folder is wrong, and that is worth a FileNotFoundError at once.
   """
   for base in bases:
-    if any(os.path.exists(os.path.join(base, row.path))
+    if any(storage.exists(storage.join(base, row.path))
            for row in rows[:_PROBED]):
       return base
-  looked = dict.fromkeys(os.path.join(base, rows[0].path) for base in bases)
+  looked = dict.fromkeys(storage.join(base, rows[0].path) for base in bases)
   raise FileNotFoundError(
       f'None of the first {len(rows[:_PROBED])} files in {place} exists; '
       f'looked for {" and ".join(looked)}. Paths in a manifest are absolute, '
@@ -162,11 +163,11 @@ def _write_csv(path, columns, entries):
 
 def read_classes(path: str) -> tuple[list[str], list[str]]:
   """Class ids and their display names, in the order of the index column."""
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     raise FileNotFoundError(
         f'No class table at {path}. Put a class_labels_indices.csv there, or '
         'leave labels_csv empty to take the labels from the manifest.')
-  with open(path, encoding='utf-8-sig', newline='') as file:
+  with storage.open_text(path) as file:
     reader = csv.DictReader(file)
     missing = {'index', 'mid', 'display_name'} - set(reader.fieldnames or ())
     if missing:
@@ -185,7 +186,7 @@ def read_classes(path: str) -> tuple[list[str], list[str]]:
 
 
 def _csv(path):
-  with open(path, encoding='utf-8-sig', newline='') as file:
+  with storage.open_text(path) as file:
     reader = csv.DictReader(file)
     if 'path' not in (reader.fieldnames or ()):
       raise ValueError(
@@ -198,7 +199,7 @@ def _csv(path):
 
 def _jsonl(path):
   rows = []
-  with open(path, encoding='utf-8-sig') as file:
+  with storage.open_text(path) as file:
     for number, line in enumerate(file, 1):
       if line.strip():
         rows.append(_row(_parse(line, f'{path}, line {number}'),
@@ -207,7 +208,7 @@ def _jsonl(path):
 
 
 def _json(path):
-  with open(path, encoding='utf-8-sig') as file:
+  with storage.open_text(path) as file:
     content = _parse(file.read(), path)
   if not isinstance(content.get('data'), list):
     raise ValueError(

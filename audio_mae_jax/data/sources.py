@@ -14,6 +14,7 @@ import numpy as np
 
 from audio_mae_jax import config
 from audio_mae_jax import registry
+from audio_mae_jax import storage
 from audio_mae_jax.data import files
 from audio_mae_jax.data import manifests
 from audio_mae_jax.data import tfds_source
@@ -38,7 +39,7 @@ def folder(data, where, *, path, classes, segment_s):
   """All audio files under a folder; the label is the parent folder's name."""
   place = files.resolve(
       data, path, f'{where}.path', 'the folder with your audio files')
-  if not os.path.isdir(place):
+  if not storage.is_dir(place):
     raise FileNotFoundError(
         f'No folder {place}. Put audio files ({", ".join(files.SUFFIXES)}) '
         f'there, or set {where}.path to the folder that has them.')
@@ -52,7 +53,7 @@ def folder(data, where, *, path, classes, segment_s):
   names = sorted(set(parents) - {''})
   numbers = {name: (i,) for i, name in enumerate(names)}
   listed = [
-      files.File(os.path.join(place, path), path, numbers.get(parent, ()))
+      files.File(storage.join(place, path), path, numbers.get(parent, ()))
       for path, parent in zip(found, parents, strict=True)]
   listed, names = _only(listed, names, names, classes, where)
   return files.Files(f'folder {place}', listed, names, segment_s)
@@ -66,7 +67,7 @@ def manifest(data, where, *, path, split, folds, classes, labels_csv,
       data, labels_csv, f'{where}.labels_csv', 'the class table')
   bases = [os.path.dirname(place)]
   if files.root(data):
-    bases.append(os.path.abspath(files.root(data)))
+    bases.append(storage.absolute(files.root(data)))
   rows = manifests.read(place)
   ids, names = _classes(rows, place, table)
   rows = manifests.choose(rows, split, folds, place, where)
@@ -155,7 +156,7 @@ def _classes(rows, place, table):
 def _files(rows, ids, base):
   numbers = {name: i for i, name in enumerate(ids)}
   return [
-      files.File(os.path.join(base, row.path),
+      files.File(storage.join(base, row.path),
                  f'{row.path}@{row.start_s:g}s' if row.start_s else row.path,
                  tuple(numbers[label] for label in row.labels),
                  row.start_s, row.duration_s)
