@@ -153,11 +153,14 @@ next_step() {
 
 resumes=0
 
-# count_resume WHY: stops when the run was resumed as often as allowed.
+# count_resume WHY: fails when the run was resumed as often as allowed.
 count_resume() {
-  ((resumes < option[max-resumes])) ||
-    stop "$1, and the run was resumed $resumes times already" \
-      "(--max-resumes=${option[max-resumes]}). The same command goes on."
+  local most=${option[max-resumes]}
+  if ((resumes >= most)); then
+    printf '\nerror: %s, and the run was resumed %s times already %s\n' \
+      "$1" "$resumes" "(--max-resumes=$most). The same command goes on." >&2
+    return 1
+  fi
   resumes=$((resumes + 1))
-  say "$1; resuming ($resumes of ${option[max-resumes]})."
+  say "$1; resuming ($resumes of $most)."
 }

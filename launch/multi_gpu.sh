@@ -112,5 +112,5 @@ while :; do
     stop) exit 1 ;;
   esac
   [[ -z $signalled ]] || exit 75
-  count_resume "the training ended with ${codes[*]}"
+  count_resume "the training ended with ${codes[*]}" || exit 1
 done

@@ -33,7 +33,8 @@
 #   --ref=REF                its branch or tag
 #   --extras=tpu             extras of setup.cfg to install, with commas
 #   --python=3.11            version of Python
-#   --dir=audio_mae_jax      folder on the workers, in the home directory
+#   --dir=audio_mae_jax      folder on the workers, in the home directory, which
+#                            install makes anew
 #   --env=NAME=VALUE         for the training; again for each. No secrets: it
 #                            shows in process lists
 #   --worker=0               whose log to follow
@@ -187,8 +188,11 @@ worker() {
 }
 
 install() {
-  local folder archive=audio_mae_jax.tar.gz clone fetch commands
+  local folder state foreign archive=audio_mae_jax.tar.gz
+  local clone fetch commands
   folder=$(quoted "${option[dir]}")
+  state=$(quoted "${option[dir]}.run")
+  foreign="error: ${option[dir]} is not from tpu_vm.sh; give --dir=OTHER."
   if [[ ${option[source]} ]]; then
     clone=(git clone --quiet --depth=1)
     [[ -z ${option[ref]} ]] || clone+=("--branch=${option[ref]}")
@@ -209,6 +213,10 @@ install() {
   fi
   commands=(
     'set -e'
+    # Only what this script has made there is replaced.
+    "if [ -e $folder ] && [ ! -e $state ]; then $(quoted echo "$foreign") >&2"
+    'exit 1; fi'
+    "mkdir -p $state"
     "if [ -e $folder/launch/worker.sh ]; then $(worker idle); fi"
     "rm -rf $folder"
     "$fetch"
@@ -262,6 +270,11 @@ finish() {
   fi
 }
 
+give_up() {
+  finish
+  exit 1
+}
+
 # The exit codes of all workers of a run that is over; nothing while it runs,
 # or while they cannot be asked.
 exit_codes() {
@@ -282,7 +295,7 @@ watch() {
         [[ $recreate ]] || stop "${option[name]} was deleted."
         ;;&
       ABSENT | PREEMPTED | TERMINATED | SUSPENDED | FAILED)
-        count_resume "${option[name]} is $state"
+        count_resume "${option[name]} is $state" || give_up
         recreate=yes
         if step up && step install && step run; then
           recreate=''
@@ -313,11 +326,10 @@ watch() {
         say 'The training stopped at an error; the end of the log:'
         on_workers "${option[worker]}" \
           "tail -n 50 $(quoted "${option[dir]}.run/log")" || true
-        finish
-        exit 1
+        give_up
         ;;
       again)
-        count_resume "the workers ended with ${codes//$'\n'/, }"
+        count_resume "the workers ended with ${codes//$'\n'/, }" || give_up
         step run || true
         ;;
     esac
@@ -345,6 +357,10 @@ main() {
     stop "--name='${option[name]}' must be lower-case letters, digits and" \
       'dashes, and begin with a letter.'
   require_number poll max-resumes worker
+  # It is deleted and made again.
+  [[ ${option[dir]} =~ ^[A-Za-z0-9_][A-Za-z0-9_\ -]*$ ]] ||
+    stop "--dir='${option[dir]}' must be the name of a folder in the home" \
+      'directory: letters, digits, "_", "-" and spaces.'
   dry || command -v gcloud > /dev/null ||
     stop 'gcloud is not there: https://cloud.google.com/sdk/docs/install'
   case $action in

@@ -75,7 +75,10 @@ def test_the_commands_of_a_new_tpu_vm_word_by_word(place):
   remote = [x.removeprefix('--command=') for words in commands[5:]
             for x in words if x.startswith('--command=')]
   assert remote == [
-      'set -e; if [ -e audio_mae_jax/launch/worker.sh ]; then '
+      'set -e; if [ -e audio_mae_jax ] && [ ! -e audio_mae_jax.run ]; then '
+      "echo 'error: audio_mae_jax is not from tpu_vm.sh; give --dir=OTHER.' "
+      '>&2; exit 1; fi; mkdir -p audio_mae_jax.run; '
+      'if [ -e audio_mae_jax/launch/worker.sh ]; then '
       'audio_mae_jax/launch/worker.sh idle; fi; rm -rf audio_mae_jax; '
       'mkdir audio_mae_jax; tar -xzf audio_mae_jax.tar.gz -C audio_mae_jax; '
       'audio_mae_jax/launch/worker.sh install 3.11 tpu; ',
@@ -150,6 +153,20 @@ def test_a_repository_instead_of_the_checkout(place):
           "'my dir/launch/worker.sh' install") in command[7]
 
 
+def test_a_folder_of_somebody_else_stays(place):
+  mine = place.path / 'worker_1' / 'audio_mae_jax' / 'results.csv'
+  mine.parent.mkdir()
+  mine.write_text('mine')
+  done = place.run(SCRIPT, 'install', *NAMED)
+  assert done.returncode == 1
+  assert 'audio_mae_jax is not from tpu_vm.sh; give --dir=OTHER' in done.stderr
+  assert mine.read_text() == 'mine'
+  # And one that was interrupted can be made anew.
+  assert place.run(SCRIPT, 'install', *NAMED, '--dir=a b').returncode == 0
+  (place.path / 'worker_0/a b/launch/worker.sh').unlink()
+  assert place.run(SCRIPT, 'install', *NAMED, '--dir=a b').returncode == 0
+
+
 @pytest.mark.parametrize('queued, lost', [
     ('', 'PREEMPTED'), ('', 'TERMINATED'), ('--queued', 'SUSPENDED')])
 def test_after_a_preemption_all_is_made_again(installed, queued, lost):
@@ -195,9 +212,10 @@ def test_a_crash_is_tried_again_only_so_often(installed):
   place = installed
   place.answer('training', answers=['134'])
   assert place.run(SCRIPT, 'run', *NAMED, *TRAIN).returncode == 0
-  done = place.run(SCRIPT, 'watch', *NAMED, TYPE, '--max-resumes=2', *TRAIN)
+  done = place.run(SCRIPT, 'watch', *NAMED, TYPE, '--max-resumes=2',
+                   '--down-after', *TRAIN)
   assert done.returncode == 1
-  assert verbs(place).count('start') == 3
+  assert verbs(place) == ['start'] * 3 + ['delete']
   assert 'resumed 2 times already (--max-resumes=2)' in done.stderr
 
 
@@ -312,6 +330,9 @@ def test_a_worker_that_vanished_is_lost_and_started_again(installed):
     (('run', *NAMED, '--', '--config=c.py'), 'is on the disk of each worker'),
     (('run', *NAMED, '--', '--config=c.py', '--config.workdir=runs/x'),
      "--config.workdir='runs/x' is on the disk of each worker"),
+    (('install', *NAMED, '--dir=..'), "--dir='..' must be the name of"),
+    (('install', *NAMED, '--dir=/'), "--dir='/' must be the name of"),
+    (('install', *NAMED, '--dir='), "--dir='' must be the name of"),
     (('go', *NAMED), "there is no command 'go'"),
     (('up', '--name=T_1', '--zone=z', TYPE), "--name='T_1' must be lower-case"),
     (('up', *NAMED, '--poll=soon', TYPE), "--poll must be a whole number"),
