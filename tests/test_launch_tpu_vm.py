@@ -161,10 +161,15 @@ def test_a_folder_of_somebody_else_stays(place):
   assert done.returncode == 1
   assert 'audio_mae_jax is not from tpu_vm.sh; give --dir=OTHER' in done.stderr
   assert mine.read_text() == 'mine'
-  # And one that was interrupted can be made anew.
-  assert place.run(SCRIPT, 'install', *NAMED, '--dir=a b').returncode == 0
-  (place.path / 'worker_0/a b/launch/worker.sh').unlink()
-  assert place.run(SCRIPT, 'install', *NAMED, '--dir=a b').returncode == 0
+
+
+def test_an_installation_that_was_cut_short_can_be_repeated(place):
+  place.answer('tpu-vm scp', answers=[''])  # nothing arrives
+  assert place.run(SCRIPT, 'install', *NAMED, '--dir=a b').returncode
+  assert (place.path / 'worker_0' / 'a b').exists()
+  place.answer('tpu-vm scp', answers=None)
+  done = place.run(SCRIPT, 'install', *NAMED, '--dir=a b')
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('queued, lost', [
