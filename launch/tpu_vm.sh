@@ -31,7 +31,7 @@
 #   --track=alpha|beta       another release track of gcloud
 #   --source=URL             a git repository instead of this checkout
 #   --ref=REF                its branch or tag
-#   --extras=tpu             extras of setup.cfg to install, with commas
+#   --extras=tpu,gcs         extras of setup.cfg to install, with commas
 #   --python=3.11            version of Python
 #   --dir=audio_mae_jax      folder on the workers, in the home directory, which
 #                            install makes anew
@@ -53,7 +53,7 @@ source "$here/commands.sh"
 
 declare -A option+=(
   [name]='' [zone]='' [project]='' [accelerator-type]='' [runtime-version]=''
-  [queued]=no [spot]=no [track]='' [source]='' [ref]='' [extras]=tpu
+  [queued]=no [spot]=no [track]='' [source]='' [ref]='' [extras]='tpu,gcs'
   [python]=3.11 [dir]=audio_mae_jax [worker]=0 [poll]=30 [max-resumes]=20
   [down-after]=no [assume]='')
 lists='create-flag connect-flag env'

@@ -14,6 +14,8 @@ import launchers
 import pytest
 import yaml
 
+from audio_mae_jax import storage
+
 ROOT = launchers.ROOT
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (
     *ROOT.glob('launch/*.sh'), *ROOT.glob('launch/*.sbatch')))
@@ -406,6 +408,13 @@ def test_the_image_installs_the_extras_of_its_accelerator(
   config.read(ROOT / 'setup.cfg')
   assert {*re.findall(r'\w+', installed)} <= {
       *config['options.extras_require']}
+
+
+def test_what_is_installed_for_google_cloud_can_open_its_buckets():
+  _, extra = storage.SCHEMES['gs']
+  assert ['ARG', f'EXTRAS={extra}'] in instructions()
+  script = (ROOT / 'launch/tpu_vm.sh').read_text()
+  assert f"[extras]='tpu,{extra}'\n" in script
 
 
 def test_the_image_starts_training_as_a_user():

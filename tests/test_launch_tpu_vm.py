@@ -81,7 +81,7 @@ def test_the_commands_of_a_new_tpu_vm_word_by_word(place):
       'if [ -e audio_mae_jax/launch/worker.sh ]; then '
       'audio_mae_jax/launch/worker.sh idle; fi; rm -rf audio_mae_jax; '
       'mkdir audio_mae_jax; tar -xzf audio_mae_jax.tar.gz -C audio_mae_jax; '
-      'audio_mae_jax/launch/worker.sh install 3.11 tpu; ',
+      'audio_mae_jax/launch/worker.sh install 3.11 tpu,gcs; ',
       'audio_mae_jax/launch/worker.sh start --stopped_status=75 '
       '--config=configs/pretrain_as2m.py --config.workdir=gs://bucket/run '
       "'--config.patch.stride=(10,10)' '--config.name=it'\\''s a $HOME "
