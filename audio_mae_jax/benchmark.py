@@ -5,6 +5,12 @@
 Prints a table and writes the same numbers as JSON. Settings of the recipe are
 flags, as in training (--config.train.batch_size=64). Nothing is written to the
 run's work directory.
+
+  python -m audio_mae_jax.benchmark --config=configs/pretrain_as2m.py \
+      --compile_for=v5e:4x4
+
+runs nothing: it compiles the step for sixteen chips that need not be there, and
+tells what the compiler says (docs/scaling.md).
 """
 
 import json
@@ -14,6 +20,7 @@ import pathlib
 from absl import flags
 
 from audio_mae_jax import cli
+from audio_mae_jax import compile_for
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import distributed
 from audio_mae_jax import measure
@@ -28,6 +35,9 @@ _INPUT = flags.DEFINE_enum(
 _PART = flags.DEFINE_enum(
     'part', measure.Options.part, list(measure.PARTS), '; '.join(
         f'{name}: {what}' for name, what in measure.PARTS.items()))
+_COMPILE_FOR = flags.DEFINE_string(
+    'compile_for', '', 'Compile, and run nothing: a TPU topology as v5e:4x4, '
+    f'v4:4x4x4, v5p:4x4x8 or v6e:16x16; or {compile_for.HOST}.')
 _OUTPUT = flags.DEFINE_string(
     'output', '', 'JSON file; by default benchmark_NAME.json in this folder.')
 
@@ -38,7 +48,11 @@ def benchmark(config: config_lib.Config):
       _STEPS.value, _WARMUP.value, _INPUT.value, _PART.value)
   path = pathlib.Path(_OUTPUT.value or f'benchmark_{config.name}.json')
   check_output(path)
-  result = measure.measure(config, options)
+  if _COMPILE_FOR.value:
+    config, _ = measure.open_clips(config, 'synthetic')
+    result = compile_for.compile_for(config, _COMPILE_FOR.value)
+  else:
+    result = measure.measure(config, options)
   if distributed.is_first():
     print(table(result))
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n')
@@ -64,21 +78,26 @@ def table(result: dict) -> str:
 
 def _setup(result):
   x = result['setup']
-  bad = f', {x["bad_files"]} bad files' if x['bad_files'] else ''
-  return [
+  cores = f', {x["cores"]} cores' if 'cores' in x else ''
+  lines = [
       ('recipe', f'{result["recipe"]}, task {result["task"]}'),
       ('devices', (
           f'{x["devices"]} x {x["device"]} as mesh {x["mesh"]}, '
-          f'{x["processes"]} process(es), {x["cores"]} cores, '
-          f'jax {x["jax"]}')),
+          f'{x["processes"]} process(es){cores}, jax {x["jax"]}')),
       ('batch', (
           f'{x["batch_size"]} clips of {x["clip_s"]:g} s, {x["dtype"]}, '
           f'remat {x["remat"]}, scan_layers {x["scan_layers"]}')),
-      ('clips', x['source'] + bad),
       ('work', _flops(result['flops_per_clip']['step']) + ' a clip and step')]
+  if 'source' in x:
+    bad = f', {x["bad_files"]} bad files' if x['bad_files'] else ''
+    lines.append(('clips', x['source'] + bad))
+  return lines
 
 
 def _start(x):
+  if 'first_step_s' not in x:
+    return [('to compile', (
+        f'{_time(x["lower_s"])} of lowering, {_time(x["compile_s"])}'))]
   return [('to first step', (
       f'{_time(x["to_first_step_s"])}: lowering {_time(x["lower_s"])}, '
       f'compiling {_time(x["compile_s"])}, parameters {_time(x["init_s"])}, '
@@ -143,6 +162,53 @@ def _memory(x):
       f'{_bytes(x["process_bytes"])} of the process'))]
 
 
+def _device_memory(x):
+  had = x['device_bytes']
+  room = f' of {_gib(had)}' if had else ''
+  if 'message' in x:
+    return [('memory a device', (
+        f'DOES NOT FIT: {_gib(x["total_bytes"])}{room}. Try '
+        '--config.model.scan_layers=True --config.model.remat=dots (or full), '
+        '--config.mesh.fsdp=N to split parameters, more devices, or a smaller '
+        f'--config.train.batch_size. ({x["message"]})'))]
+  return [('memory a device', (
+      f'{_gib(x["total_bytes"])}{room}: {_gib(x["temp_bytes"])} temporary, '
+      f'{_gib(x["argument_bytes"])} arguments, {_gib(x["output_bytes"])} '
+      f'results of which {_gib(x["alias_bytes"])} in place, '
+      f'{_gib(x["code_bytes"])} code'))]
+
+
+def _collectives(x):
+  if not x:
+    return [('collectives', 'none')]
+  return [(kind, f'{y["count"]:g} a step, {_bytes(y["bytes"])}')
+          for kind, y in sorted(x.items())]
+
+
+def _compiled(x):
+  unknown = f', {x["unknown_loops"]} loop(s) once' if x['unknown_loops'] else ''
+  cycles = f'; {x["cycles"]:.4g} cycles a device' if x['cycles'] else ''
+  return [('XLA counts', (
+      f'{_flops(x["flops_per_device"])} and {_bytes(x["bytes_per_device"])} '
+      f'moved a device (loops once){cycles}{unknown}'))]
+
+
+def _projection(x):
+  at = (f'{x["clips_per_s_at_utilisation"]:.4g} clips/s at '
+        f'{x["utilisation"]:.0%} of the peak')
+  if x['step_s'] is None:
+    return [('projected', at)]
+  return [('projected', (
+      f'{x["clips_per_s"]:.4g} clips/s, {x["of_peak"]:.1%} of the peak: '
+      f'{_time(x["compute_s"])} by the compiler and '
+      f'{_time(x["collectives_s"])} of collectives a step; {at}. An estimate: '
+      'nothing was run'))]
+
+
+def _gib(number):
+  return '-' if number is None else f'{number / 2**30:.2f} GiB'
+
+
 def _time(seconds):
   return f'{seconds:.3g} s' if seconds >= 1 else f'{1e3 * seconds:.3g} ms'
 
@@ -158,7 +224,9 @@ def _bytes(number):
 _LINES = {
     'start': _start, 'step': _step, 'throughput': _throughput, 'work': _work,
     'compiler': _compiler, 'prepare': _prepare, 'input': _input, 'fed': _fed,
-    'memory_peak': _memory}
+    'memory_peak': _memory, 'memory': _device_memory,
+    'collectives': _collectives, 'compiled': _compiled,
+    'projection': _projection}
 
 
 if __name__ == '__main__':

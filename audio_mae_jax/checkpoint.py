@@ -24,10 +24,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from audio_mae_jax import checksums
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import copies
 from audio_mae_jax import distributed
+from audio_mae_jax import fingerprint
 from audio_mae_jax import storage
 from audio_mae_jax import trees
 from audio_mae_jax import workdirs
@@ -65,7 +65,7 @@ class Checkpoints:
     if copies.are_needed(self._folder):
       place = epath.Path(workdir.folder / 'checkpoints')
       self._copies = copies.Copies(place, self._folder, settings)
-    distributed.check_shared(place.parent)
+    workdir.check_shared()
     self._manager = ocp.CheckpointManager(
         place,
         options=ocp.CheckpointManagerOptions(
@@ -81,7 +81,7 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    meta = {**meta, 'fingerprint': checksums.of(state)}
+    meta = {**meta, 'fingerprint': fingerprint.of(state)}
     with self._writing():
       self._manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
@@ -130,7 +130,7 @@ class Checkpoints:
   def _read_state(self, step, target, meta):
     state = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(target)))['state']
-    checksums.check(state, meta['fingerprint'])
+    fingerprint.check(state, meta['fingerprint'])
     return state
 
   def _set_aside(self, damaged, step):
@@ -178,22 +178,22 @@ class Checkpoints:
     """An error in here is one of writing: now, or since the last call."""
     try:
       yield
-    except jax.errors.JaxRuntimeError:  # of the step before, or of its loss
+    # Of the step before, or of its loss; and what says itself what to do.
+    except (jax.errors.JaxRuntimeError, storage.Unreachable):
       raise
     except Exception as error:
       text = ' '.join(str(error).split())
+      try:
+        whole = sorted(
+            int(path.name) for path in steps_in(self._folder.parent))
+      except storage.Unreachable:
+        whole = ['not known']
       raise WriteError(
           f'A checkpoint could not be written in {self._folder} '
           f'({type(error).__name__}: {text[:300]}). Whole there: '
-          f'{self._whole()}. Is the disk full, or are '
+          f'{", ".join(map(str, whole)) or "none"}. Is the disk full, or are '
           'there rights missing? Mend it, and the same command goes on from '
           'the newest whole one.') from error
-
-  def _whole(self):
-    with contextlib.suppress(storage.Unreachable):
-      found = [path.name for path in steps_in(self._folder.parent)]
-      return ', '.join(reversed(found)) or 'none'
-    return 'not known'
 
   def __enter__(self):
     return self
@@ -267,7 +267,7 @@ def _read_params(path):
         item=item, partial_restore=True, restore_args=jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)))
   meta = _read_meta(path)
-  checksums.check(found, meta['fingerprint'])
+  fingerprint.check(found, meta['fingerprint'])
   return trees.flatten(found[name]), meta
 
 

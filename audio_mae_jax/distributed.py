@@ -15,13 +15,13 @@ import dataclasses
 import importlib.util
 import json
 import os
+import pathlib
 import re
 import sys
 import time
 import uuid
 import zlib
 
-from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -190,27 +190,16 @@ def meet():
   gather(None)
 
 
-def check_shared(folder):
-  """Raises ValueError unless `folder` is the same one on all processes."""
-  if not is_several():
-    return
-  folder = epath.Path(folder)
+def shares(folder: pathlib.Path) -> list[bool]:
+  """Of each process: whether its `folder` is that of process 0."""
   name = gather(f'.shared-{uuid.uuid4().hex}')[0]
   with together():
     if is_first():
-      (folder / name).write_text('')
+      (folder / name).touch()
   seen = gather(_is_there(folder / name))
-  with together():
-    if is_first():
-      (folder / name).unlink()
-  if not all(seen):
-    blind = [number for number, there in enumerate(seen) if not there]
-    raise ValueError(
-        f'The work directory {folder} of process 0 is another one in '
-        f'process(es) {", ".join(map(str, blind))}: what is written in one is '
-        'not there in the other, and no checkpoint would be whole. Give a '
-        'folder of a file system that all hosts share, or a bucket: '
-        '--config.workdir=gs://BUCKET/NAME.')
+  if is_first():
+    (folder / name).unlink()
+  return seen
 
 
 def _is_there(path):

@@ -4,6 +4,8 @@ Model FLOPs: matrix products only, a multiply and an add as two, without what
 rematerialisation repeats (the usual meaning in "model FLOP utilisation").
 """
 
+import dataclasses
+
 import jax
 
 from audio_mae_jax import config as config_lib
@@ -28,6 +30,38 @@ PEAK_TFLOPS = {
     'NVIDIA GH200': 989.0, 'NVIDIA B200': 2250.0, 'NVIDIA GB200': 2500.0,
     'NVIDIA GeForce RTX 3090': 71.0, 'NVIDIA GeForce RTX 4090': 165.0,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A TPU as a device of JAX, by its data sheet (cloud.google.com/tpu/docs)."""
+  memory_gib: float
+  interconnect_gb_s: float  # over all links, each way
+  mxu_cells: int  # of its matrix units: each a multiply and an add a cycle
+  peak_tflops: float = 0.0
+
+  @property
+  def clock_ghz(self):
+    return self.peak_tflops * 1e3 / (2 * self.mxu_cells)
+
+
+# A v2 or v3 device is one of a chip's two cores; the links are the chip's.
+CHIPS = {
+    'TPU v2': Chip(8, 31.25, 128**2), 'TPU v3': Chip(16, 43.75, 2 * 128**2),
+    'TPU v4': Chip(32, 300, 8 * 128**2),
+    'TPU v5 lite': Chip(16, 200, 4 * 128**2),
+    'TPU v5': Chip(95, 600, 8 * 128**2),
+    'TPU v6 lite': Chip(32, 448, 4 * 256**2),
+}
+
+
+def chip(device: jax.Device) -> Chip | None:
+  """What is known of a TPU; None for other devices."""
+  known = [k for k in CHIPS if device.device_kind.startswith(k)]
+  if not known:
+    return None
+  peak = peak_tflops(device, config_lib.Log())
+  return dataclasses.replace(CHIPS[max(known, key=len)], peak_tflops=peak)
 
 
 def peak_tflops(device: jax.Device, log: config_lib.Log) -> float | None:

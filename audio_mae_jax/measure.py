@@ -67,7 +67,7 @@ class Options:
 
 def measure(config: config_lib.Config, options: Options) -> dict:
   """Numbers of `config`; docs/performance.md says what each entry means."""
-  config, split = _open(config, options)
+  config, split = open_clips(config, options.input)
   program = step_lib.build(
       config, pipeline.steps_per_epoch(split.source, config))
   result = {
@@ -84,10 +84,10 @@ def measure(config: config_lib.Config, options: Options) -> dict:
   return result
 
 
-def _open(config, options):
-  """`config` for the clips that `options` asks for; and those, not yet read."""
+def open_clips(config: config_lib.Config, source: str):
+  """`config` for the clips of `source`, of INPUTS; and those, not yet read."""
   settings = config.data.train
-  if options.input != 'real':
+  if source != 'real':
     settings = config_lib.Source(
         name='synthetic', num_clips=config.train.batch_size)
     config = dataclasses.replace(config, data=dataclasses.replace(

@@ -50,8 +50,8 @@ def run(
     bookkeeping.check(config.log)
     config, data = opening.for_training(config, tasks.is_labelled(config))
     classes = data.train.source.class_names if tasks.is_labelled(config) else []
-    config, initial = init_from.prepare(
-        config, workdirs.place_of(config), classes)
+    place = workdirs.place_of(config)
+    config, initial = init_from.prepare(config, place, classes)
     program = step_lib.build(
         config, pipeline.steps_per_epoch(data.train.source, config), devices)
     online = probe.Online(config, program) if config.probe.online else None
@@ -63,8 +63,7 @@ def run(
   opening.check_same(data)
   with contextlib.ExitStack() as stack:
     with distributed.together():
-      workdir = stack.enter_context(
-          workdirs.opened(workdirs.place_of(config)))
+      workdir = stack.enter_context(workdirs.opened(place))
     checkpoints = stack.enter_context(
         checkpoint.Checkpoints(workdir, config.checkpoint))
     stop = stack.enter_context(_StopSignal())

@@ -60,6 +60,19 @@ class Workdir:
     if self._lock is not None:
       self._lock.check()
 
+  def check_shared(self):
+    """Raises ValueError unless all processes can write a checkpoint here."""
+    if (not distributed.is_several()
+        or os.fspath(self.address).startswith('gs://')):
+      return
+    seen = distributed.shares(self.folder)
+    if not all(seen):
+      raise ValueError(
+          f'Process {seen.index(False)} does not see the folder {self.folder} '
+          'of process 0, and each process writes its part of a checkpoint '
+          'there. Give a --config.workdir that all hosts share: a network '
+          'folder, or gs://. For s3://, set TMPDIR to a shared folder.')
+
   def pull(self):
     """Makes `folder` anew, with what is at the address."""
     shutil.rmtree(self.folder, ignore_errors=True)

@@ -12,13 +12,12 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'audio_mae_jax'
 # Rooms by floor; a room may import from its own floor (never in a circle) and
 # from those below. Entries name a module or a folder.
 FLOORS = [
-    ['config', 'registry', 'trees', 'record', 'compare', 'metrics',
-     'distributed', 'storage', 'lease',
-     'checksums'],
+    ['config', 'registry', 'trees', 'fingerprint', 'record', 'compare',
+     'metrics', 'distributed', 'storage', 'lease'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
-    ['flops', 'optim', 'sharding', 'data', 'pictures', 'writer', 'progress',
-     'workdirs', 'copies'],
+    ['flops', 'hlo', 'optim', 'sharding', 'data', 'pictures', 'writer',
+     'progress', 'workdirs', 'copies'],
     ['tasks'],
     ['step', 'checkpoint'],
     ['weights', 'init_from'],
@@ -28,7 +27,7 @@ FLOORS = [
     ['train'],
     ['score'],
     ['modes'],
-    ['cli', 'measure', 'convert', 'prepare'],
+    ['cli', 'measure', 'compile_for', 'convert', 'prepare'],
     ['main', 'benchmark'],
 ]
 

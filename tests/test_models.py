@@ -296,11 +296,12 @@ def test_in_bfloat16_only_products_and_activations_are_bfloat16():
                 ('reduce_max',)):
     assert set(dtypes(*names)) == {np.dtype('float32')}, names
   products = dtypes('dot_general')
-  # Float32 on purpose: the network of relative positions (2 a block), the
-  # product of lengths (1 a block) and the contrastive loss.
-  assert products.count(np.dtype('float32')) == 3 * 2 + 1
+  # Float32 on purpose: the network of relative positions (2 a block) and the
+  # contrastive loss.
+  assert products.count(np.dtype('float32')) == 2 * 2 + 1
   # Embeddings and heads 4; blocks: qkv, logits, weighted sum, proj, fc1, fc2.
-  assert products.count(np.dtype(jnp.bfloat16)) == 4 + 6 * (1 + 2)
+  # The two of attention in windows stand there twice: once for TPUs.
+  assert products.count(np.dtype(jnp.bfloat16)) == 4 + 6 * (1 + 2) + 2 * 2
 
 
 def test_bfloat16_is_close_to_float32():
@@ -469,6 +470,48 @@ def test_a_window_block_mixes_only_patches_of_one_window():
     want = np.array([[part(a) == part(t) and part(b) == part(f)
                       for b in range(8)] for a in range(8)])
     np.testing.assert_array_equal(changed, want)
+
+
+@pytest.mark.parametrize('windows, patches, together', [
+    (32, 16, 8), (2, 16, 2), (6, 36, 3), (34, 36, 2), (7, 16, 7), (11, 16, 1),
+    (4, 256, 1)])
+def test_windows_share_the_lanes_of_a_tpu(windows, patches, together):
+  assert window.windows_at_once(windows, patches) == together
+
+
+@pytest.mark.parametrize('shift', [(0, 0), (2, 2)])
+def test_windows_attended_in_together_do_not_see_each_other(shift):
+  grid, size = (16, 8), (4, 4)
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  q, k, v = (draw(2, 8, 16, 3, 5) for _ in range(3))
+  bias, tau = draw(3, 16, 16), np.array([0.001, 0.1, 1], np.float32)
+  mask = window.shift_mask(grid, size, shift)
+  weight = draw(*v.shape)  # so that each output has a gradient of its own
+
+  def value_and_gradients(together):
+    def loss(*args):
+      y = window.attend(*args, mask=mask, together=together)
+      return (y * weight).sum(), y
+    return jax.jit(jax.value_and_grad(loss, range(5), has_aux=True))(
+        q, k, v, bias, tau)
+
+  for a, b in zip(jax.tree.leaves(value_and_gradients(1)),
+                  jax.tree.leaves(value_and_gradients(4))):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cpu', 'cuda'])
+def test_only_a_tpu_attends_in_windows_together(platform):
+  block = window_block((16, 8), (4, 4), (2, 0))
+  x = jax.ShapeDtypeStruct((2, 128, 8), jnp.float32)
+  params = jax.eval_shape(
+      functools.partial(block.init, train=False), jax.random.key(0), x)
+  lowered = jax.jit(functools.partial(block.apply, train=False)).trace(
+      params, x).lower(lowering_platforms=(platform,))
+  together = '2x1x2x128x128xf32' in lowered.as_text()
+  apart = '2x8x2x16x16xf32' in lowered.as_text()
+  assert (together, apart) == (platform == 'tpu', platform != 'tpu')
 
 
 def test_temperature_and_lengths_have_a_floor():

@@ -1,14 +1,18 @@
 """Meshes and where parameters lie on them."""
 
+import dataclasses
 import re
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import pytest
+import tiny
 
 from audio_mae_jax import config
 from audio_mae_jax import sharding
+from audio_mae_jax import step
+from audio_mae_jax import trees
 
 
 @pytest.mark.parametrize('data, fsdp, shape', [
@@ -21,6 +25,28 @@ def test_a_minus_one_takes_the_devices_that_are_left(data, fsdp, shape):
 def test_a_mesh_can_be_made_of_some_devices():
   mesh = sharding.make_mesh(config.Mesh(), 3, jax.devices()[2:5])
   assert list(mesh.devices.flat) == jax.devices()[2:5]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """What a mesh asks of a device."""
+  id: int
+  process_index: int
+  platform: str = 'cpu'
+
+
+@pytest.mark.parametrize('data, fsdp', [(16, 1), (4, 4), (1, 16), (8, 2)])
+def test_a_process_has_neighbouring_rows_of_a_batch(data, fsdp):
+  """As data/pipeline.py makes them, whatever the devices' own order."""
+  # Numbered row by row over hosts of 2 x 2 chips, as TPUs are.
+  hosts = [2 * (i // 8) + i % 4 // 2 for i in range(16)]
+  mesh = sharding.make_mesh(
+      config.Mesh(data, fsdp), 64,
+      [Device(i, hosts[i]) for i in reversed(range(16))])
+  places = sharding.batch(mesh).devices_indices_map((64,))
+  for device, (rows,) in places.items():
+    first = 16 * device.process_index
+    assert first <= rows.start < rows.stop <= first + 16
 
 
 @pytest.mark.parametrize('data, fsdp, batch, message', [
@@ -71,3 +97,29 @@ def test_a_batch_is_split_over_both_axes():
   assert [s.data.tolist() for s in x.addressable_shards] == [
       [2 * i, 2 * i + 1] for i in range(8)]
   assert sharding.replicated(mesh).spec == P()
+
+
+@pytest.mark.parametrize('overrides', [{}, {
+    'optimizer.clip_norm': 1.0, 'optimizer.ema_decay': 0.99,
+    'optimizer.layer_decay': 0.75}])
+def test_the_optimizer_state_is_split_with_the_parameters(overrides):
+  program = step.build(tiny.config({
+      'mesh.data': 2, 'mesh.fsdp': 4, 'model.encoder.depth': 1,
+      'model.decoder.depth': 1, **overrides}), steps_per_epoch=100)
+  shapes = program.shapes
+  params = {name: leaf.sharding.spec
+            for name, leaf in trees.flatten(shapes.params).items()}
+  split = {name for name, spec in params.items() if 'fsdp' in spec}
+  assert {'encoder/blocks/00/attn/qkv/kernel',
+          'decoder/blocks/00/mlp/fc1/kernel'} <= split
+  seen = []
+  for name, leaf in trees.flatten((shapes.opt_state, shapes.ema)).items():
+    of = [p for p in params if name.endswith(f'/{p}')]
+    if of:
+      seen += of
+      assert leaf.sharding.spec == params[max(of, key=len)], name
+    else:
+      assert leaf.size == 1, name  # counters
+  # Both moments, and the average if there is one.
+  copies = 3 if overrides else 2
+  assert all(seen.count(name) >= copies for name in params)

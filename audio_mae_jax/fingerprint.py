@@ -1,4 +1,4 @@
-"""Checksums of arrays, the same on every mesh: do they hold what was saved?"""
+"""Checksums of the arrays of a tree: what was read is what was written."""
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,10 @@ def _checksums(tree):
   return jax.tree.map(checksum, tree)
 
 
-def check(tree, saved: dict[str, int]):
-  """Raises ValueError if a leaf of `tree` is not what `saved` is of."""
+def check(tree, expected: dict[str, int]):
+  """Raises ValueError if a leaf of `tree` is not what was saved."""
   changed = [name for name, value in of(tree).items()
-             if saved.get(name) != value]
+             if expected.get(name) != value]
   if changed:
     raise ValueError(
         f'{len(changed)} arrays are not what was saved, e.g. {changed[0]}')

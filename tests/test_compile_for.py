@@ -1,0 +1,162 @@
+"""The step compiled for devices that need not be there."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+import recipes
+import tiny
+
+from audio_mae_jax import benchmark
+from audio_mae_jax import compile_for
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import flops
+from audio_mae_jax import measure
+from audio_mae_jax import sharding
+from audio_mae_jax import step
+
+needs_compiler = pytest.mark.skipif(
+    not importlib.util.find_spec('libtpu'),
+    reason="the TPU compiler is not installed: pip install -e '.[tpu]'")
+
+
+def test_the_step_is_compiled_for_the_devices_of_this_host():
+  config = tiny.config(tiny.MODEL, {
+      'data.clip_s': 0.7, 'train.batch_size': 16, 'mesh.fsdp': 2,
+      'augment.roll': False, 'augment.gain_concentration': 0.0,
+      'model.decoder.name': 'global', 'model.decoder.depth': 1})
+  x = compile_for.compile_for(config, 'host')
+  json.dumps(x, allow_nan=False)
+  assert x['fits'] and x['setup']['devices'] == 8
+  assert x['setup']['mesh'] == {'data': 4, 'fsdp': 2}
+  memory = x['memory']
+  # The state is taken and given back in the same place.
+  assert 0 < memory['alias_bytes'] <= memory['argument_bytes']
+  assert memory['total_bytes'] == (
+      memory['argument_bytes'] + memory['temp_bytes'] + memory['output_bytes']
+      - memory['alias_bytes'] + memory['code_bytes'])
+  # Every gradient is summed over the devices.
+  state = memory['alias_bytes']
+  assert x['collectives']['all-reduce']['bytes'] > 0.5 * state / 3
+  assert x['compiled']['cycles'] is None and 'projection' not in x
+  text = benchmark.table(x)
+  assert 'memory a device' in text and 'all-reduce' in text
+
+
+def test_a_missing_compiler_is_told_of(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ImportError, match=r"pip install -e '\.\[tpu\]'"):
+    compile_for.devices('v5e:4x4')
+
+
+OUT_OF_MEMORY = [
+    ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required '
+     'for HLO temporaries (27.79G) exceeds available HBM (15.75G).'),
+    ('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
+     'in memory space hbm. Used 27.79G of 15.75G hbm. Exceeded hbm capacity '
+     'by 12.04G.'),
+]
+
+
+class Step:
+  """One that does not compile."""
+
+  def __init__(self, message):
+    self.message = message
+
+  def lower(self, *args):
+    return self
+
+  def compile(self):
+    raise jax.errors.JaxRuntimeError(self.message)
+
+
+@pytest.mark.parametrize('message', OUT_OF_MEMORY)
+def test_what_does_not_fit_is_a_result_that_says_by_how_much(
+    message, monkeypatch):
+  config = tiny.config(tiny.MODEL, {'train.batch_size': 16})
+  program = step.build(config, 1)
+  monkeypatch.setattr(step, 'build', lambda *args: dataclasses.replace(
+      program, train_step=Step(message)))
+  x = compile_for.compile_for(config, 'host')
+  assert not x['fits'] and 'compiled' not in x
+  assert x['memory']['total_bytes'] == pytest.approx(27.79 * 2**30)
+  assert x['memory']['device_bytes'] == pytest.approx(15.75 * 2**30)
+  text = benchmark.table(x)
+  assert 'DOES NOT FIT: 27.79 GiB of 15.75 GiB' in text
+  assert '--config.model.remat=dots' in text and '--config.mesh.fsdp' in text
+
+
+def test_clips_per_second_are_projected_from_cycles_and_bytes():
+  chip = flops.Chip(16, 200, 4 * 128**2, peak_tflops=197)
+  assert chip.clock_ghz == pytest.approx(1.503, abs=1e-3)
+  x = compile_for.projection(
+      tiny.config({'train.batch_size': 512}), {
+          'setup': {'devices': 16}, 'flops_per_clip': {'step': 2e11},
+          'compiled': {'cycles': 0.15 * chip.clock_ghz * 1e9},
+          # Sent twice: summed, and handed on.
+          'collectives': {'all-reduce': {'count': 1, 'bytes': 4e9},
+                          'all-gather': {'count': 1, 'bytes': 2e9}}}, chip)
+  assert x['compute_s'] == pytest.approx(0.15)
+  assert x['collectives_s'] == pytest.approx(10e9 / 200e9)
+  assert x['clips_per_s'] == pytest.approx(512 / 0.2)
+  assert x['of_peak'] == pytest.approx(2560 * 2e11 / (16 * 197e12))
+  assert x['clips_per_s_at_utilisation'] == pytest.approx(
+      0.4 * 16 * 197e12 / 2e11)
+
+
+@needs_compiler
+@pytest.mark.tpu
+@pytest.mark.parametrize('name', ['v5e:4x5', 'v5e', 'v9:2x2', 'nonsense'])
+def test_an_unknown_topology_is_refused(name):
+  with pytest.raises(ValueError, match=f'--compile_for={name} is no topology'):
+    compile_for.devices(name)
+
+
+@needs_compiler
+@pytest.mark.tpu
+@pytest.mark.parametrize('name, count, kind', [
+    ('v4:4x4x4', 64, 'TPU v4'), ('v5e:16x16', 256, 'TPU v5 lite'),
+    ('v5p:4x4x4', 64, 'TPU v5'), ('v6e:16x16', 256, 'TPU v6 lite')])
+def test_topologies_have_their_chips_and_meshes_in_process_order(
+    name, count, kind):
+  devices = compile_for.devices(name)
+  assert len(devices) == count and devices[0].device_kind == kind
+  assert flops.chip(devices[0]).clock_ghz == pytest.approx(1.4, abs=0.4)
+  for fsdp in (1, 4, count):
+    mesh = sharding.make_mesh(
+        config_lib.Mesh(fsdp=fsdp), count, devices)
+    hosts = [d.process_index for d in mesh.devices.flat]
+    assert hosts == sorted(hosts)
+
+
+def compiled(recipe, topology, **overrides):
+  settings = recipes.load(recipe)
+  settings.update_from_flattened_dict(overrides)
+  config, _ = measure.open_clips(config_lib.typed(settings), 'synthetic')
+  return compile_for.compile_for(config, topology)
+
+
+LEAN = {'model.scan_layers': True, 'model.remat': 'dots'}
+
+
+@needs_compiler
+@pytest.mark.tpu
+@pytest.mark.parametrize('recipe, topology, overrides', [
+    ('pretrain_as2m', 'v5e:4x4', LEAN),
+    ('finetune_as2m', 'v5e:4x4', LEAN | {
+        'model.classifier.num_classes': 527}),
+    ('pretrain_as2m', 'v5e:16x16', {'model.scan_layers': True}),
+    ('pretrain_as2m_h', 'v5e:16x16', {}),
+])
+def test_the_step_of_a_recipe_fits_a_tpu(recipe, topology, overrides):
+  x = compiled(recipe, topology, **overrides)
+  assert x['fits'], x['memory']
+  assert x['memory']['total_bytes'] < 15.75 * 2**30
+  assert x['memory']['device_bytes'] == 16 * 2**30
+  # Nothing moves between chips but parameters and their gradients.
+  assert not {'all-to-all', 'collective-permute'} & set(x['collectives'])
+  assert x['compiled']['unknown_loops'] == 0
+  assert x['projection']['clips_per_s'] > 0
