@@ -374,58 +374,62 @@ def test_a_file_that_disappears_is_replaced_counted_and_named(
 
 
 def test_a_run_in_a_store_is_that_of_a_folder(
-    bucket, tmp_path, signal_at, monkeypatch, caplog):
+    bucket, whole, signal_at, monkeypatch, caplog):
+  place = f'{bucket}/runs/two'
+  interrupted(place, signal_at, monkeypatch)
+  with caplog.at_level('INFO', 'audio_mae_jax'):
+    assert_same_bits(run(tiny(place)), whole[1])
+  assert f'Work directory: {place}. Going on from step 6.' in caplog.text
+  assert f'Record: {place}/metrics.jsonl' in caplog.text
+  with storage.local_copy(place) as copy:
+    assert lines(copy) == lines(whole[0])
+    assert sorted(os.listdir(copy)) == [
+        'checkpoints', 'loss_curve.png', 'metrics.jsonl']
+    assert sorted(os.listdir(copy / 'checkpoints'), key=int) == ['6', '8', '12']
+  assert not workdirs.copy_of(storage.path_of(place)).exists()
+  # Others start from it.
+  params, meta = checkpoint.read_params(place)
+  assert_same_bits(params, whole[1].params)
+  assert meta['config']['workdir'] == place
+  assert [path.name for path in checkpoint.steps_in(place)] == ['12', '8', '6']
+
+
+def test_what_is_half_copied_or_damaged_in_a_store_is_no_checkpoint(
+    bucket, whole, caplog):
+  place = f'{bucket}/run'
+  storage.copy_out(whole[0], place, [
+      path.relative_to(whole[0]).as_posix()
+      for path in whole[0].rglob('*') if path.is_file()])
+  storage.remove(f'{place}/checkpoints/12', [copies.COMMITTED])
+  with storage.local_copy(f'{place}/checkpoints/8') as copy:
+    eight = pathlib.Path(copy)
+    _flip(_data_file(eight))
+    storage.copy_out(eight, f'{place}/checkpoints/8', [
+        _data_file(eight).relative_to(eight).as_posix()])
+  assert [path.name for path in checkpoint.steps_in(place)] == ['8', '4']
+  with caplog.at_level('WARNING', 'audio_mae_jax'):
+    assert_same_bits(run(tiny(place)), whole[1])
+  assert 'Falling back to checkpoint 4' in caplog.text
+  assert {name.split('/')[0] for name in storage.below(f'{place}/damaged')} == {
+      '8.0'}
+  assert storage.is_file(f'{place}/damaged/8.0/{copies.COMMITTED}')
+  assert [path.name for path in checkpoint.steps_in(place)] == ['12', '8', '4']
+  with storage.local_copy(place) as copy:
+    assert lines(copy) == lines(whole[0])
+
+
+@pytest.mark.slow
+def test_clips_in_a_store_train_as_those_of_a_folder(bucket, tmp_path):
   for i in range(16):
     _write(tmp_path / 'audio', i, _noise(i))
   storage.copy_out(tmp_path, bucket, [f'audio/{i:02d}.wav' for i in range(16)])
   settings = {'data.train.name': 'folder', 'data.train.num_clips': 1024,
-              'data.train.path': 'audio', 'log.picture_every_steps': 6}
-  one = run(tiny(tmp_path / 'one', **settings, **{'data.root': str(tmp_path)}))
-  place, settings['data.root'] = f'{bucket}/runs/two', bucket
-  interrupted(place, signal_at, monkeypatch, **settings)
-  assert storage.below(f'{place}/pictures') == ['step_000006.png']
-  with caplog.at_level('INFO', 'audio_mae_jax'):
-    assert_same_bits(run(tiny(place, **settings)), one)
-  assert f'Work directory: {place}. Going on from step 6.' in caplog.text
-  assert f'Record: {place}/metrics.jsonl' in caplog.text
-  with storage.local_copy(place) as copy:
-    assert lines(copy) == lines(tmp_path / 'one')
-    assert sorted(os.listdir(copy)) == [
-        'checkpoints', 'loss_curve.png', 'metrics.jsonl', 'pictures']
-    assert sorted(os.listdir(copy / 'checkpoints'), key=int) == ['6', '8', '12']
-  assert not workdirs.copy_of(storage.path_of(place)).exists()
-
-  # Others start from it.
-  params, meta = checkpoint.read_params(place)
-  assert_same_bits(params, one.params)
-  assert meta['config']['workdir'] == place
-  assert [path.name for path in checkpoint.steps_in(place)] == ['12', '8', '6']
-
-  # Bits that flip there are noticed.
-  with storage.local_copy(f'{place}/checkpoints/12') as copy:
-    found = pathlib.Path(copy)
-    _flip(_data_file(found))
-    storage.copy_out(found, f'{place}/checkpoints/12', [
-        _data_file(found).relative_to(found).as_posix()])
-  assert_same_bits(run(tiny(place, **settings)), one)
-  assert 'Falling back to checkpoint 8' in caplog.text
-  assert storage.is_file(f'{place}/damaged/12.0/{copies.COMMITTED}')
-  assert [path.name for path in checkpoint.steps_in(place)] == ['12', '8', '6']
-
-
-def test_what_was_not_finished_in_a_store_is_no_checkpoint(
-    bucket, whole, tmp_path, monkeypatch):
-  place = f'{bucket}/run'
-  files = [path.relative_to(whole[0]).as_posix()
-           for path in whole[0].rglob('*') if path.is_file()]
-  storage.copy_out(whole[0], place, files)
-  storage.remove(f'{place}/checkpoints/12', [copies.COMMITTED])
-  assert [path.name for path in checkpoint.steps_in(place)] == ['8', '4']
-  assert checkpoint.read_meta(place)['unlogged'] == []
-  assert_same_bits(run(tiny(place)), whole[1])
-  with storage.local_copy(place) as copy:
-    assert lines(copy) == lines(whole[0])
-  assert not storage.is_dir(f'{place}/damaged')
+              'data.train.path': 'audio'}
+  here, there = (
+      run(tiny(tmp_path / name, **settings, **{'data.root': root}))
+      for name, root in (('a', str(tmp_path)), ('b', bucket)))
+  assert_same_bits(here, there)
+  assert lines(tmp_path / 'a') == lines(tmp_path / 'b')
 
 
 def test_too_many_bad_files_stop_the_run_with_the_list(tmp_path):
