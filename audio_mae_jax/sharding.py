@@ -1,4 +1,5 @@
-"""Placement on devices. Models do not know about it; XLA's partitioner does.
+"""Placement on devices. Models know of it only that a parameter may be split
+(`layers.whole`); the rest is left to XLA's partitioner.
 
 One mesh of two axes: 'data' (each member holds a copy of the parameters) and
 'fsdp' (parameters and optimizer state are split). A batch is split over both.
