@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def test_the_step_is_compiled_for_the_devices_of_this_host(monkeypatch):
-  monkeypatch.setattr(sharding, 'MIN_BYTES', 2**10)  # a small model is split too
+  monkeypatch.setattr(sharding, 'MIN_BYTES', 2**10)  # split a small one too
   config = tiny.config(tiny.MODEL, {
       'data.clip_s': 0.7, 'train.batch_size': 8, 'mesh.data': 1,
       'mesh.fsdp': 8, 'model.encoder.width': 256, 'model.decoder.width': 64,

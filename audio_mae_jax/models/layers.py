@@ -21,9 +21,9 @@ TOKEN = nn.initializers.normal(0.02)  # class and mask tokens, idem :158
 def whole(x):
   """A parameter that may be split over devices, gathered where it is used.
 
-  The partitioner would rather move activations, once a device has few clips:
-  for ViT-H on 256 devices a hundred times as many bytes. The devices are those
-  that the caller names (`sharding.known`); without them, nothing is said.
+  The partitioner would rather move activations once a device has few clips
+  (docs/scaling.md). The devices are those that the caller makes known
+  (`sharding.known`); without them nothing is said.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return x
