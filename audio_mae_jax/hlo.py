@@ -107,9 +107,10 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
   """By kind, its 'count' and 'bytes' of one call, each on one device.
 
   Bytes are those of the whole array: what an all-gather gives, and what a
-  reduce-scatter takes.
+  reduce-scatter takes. A TPU spreads one over several fusions, to compute
+  meanwhile: those have one channel, and count once.
   """
-  found = {}
+  runs = {}
   for times, x, shapes in executed(text):
     kind = x.operation.removesuffix('-done')
     if kind not in COLLECTIVES:  # a '-start' is its '-done'
@@ -118,6 +119,11 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
     if kind == 'reduce-scatter':
       operands = re.findall(r'%?([\w.\-]+)', x.rest.split('),')[0])
       size = max(size, sum(num_bytes(shapes.get(n, '')) for n in operands))
+    channel = re.search(r'\bchannel_id=(\d+)', x.rest)
+    key = kind, channel[1] if channel else len(runs)
+    runs[key] = max(runs.get(key, (0.0, 0)), (times, size))
+  found = {}
+  for (kind, _), (times, size) in runs.items():
     entry = found.setdefault(kind, {'count': 0.0, 'bytes': 0.0})
     entry['count'] += times
     entry['bytes'] += times * size

@@ -1,8 +1,11 @@
-"""Placement on devices. Models do not know about it; XLA's partitioner does.
+"""Placement on devices. Models know of it only that a parameter may be split
+(`layers.whole`); the rest is left to XLA's partitioner.
 
 One mesh of two axes: 'data' (each member holds a copy of the parameters) and
 'fsdp' (parameters and optimizer state are split). A batch is split over both.
 """
+
+import functools
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -53,6 +56,17 @@ def make_mesh(settings: config_lib.Mesh, batch_size: int,
   ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
   return Mesh(np.array(ordered).reshape(sizes), ('data', 'fsdp'),
               axis_types=(AxisType.Auto,) * 2)
+
+
+def known(mesh: Mesh, fn):
+  """`fn`, to be compiled, with its devices known to the models inside."""
+
+  @functools.wraps(fn)
+  def call(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return fn(*args)
+
+  return call
 
 
 def batch(mesh: Mesh) -> NamedSharding:

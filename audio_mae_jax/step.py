@@ -109,15 +109,15 @@ def build(config: config_lib.Config, steps_per_epoch: int,
               leaf.shape, leaf.dtype, sharding=place), shapes, placed),
       init=_from(jax.jit(init, out_shardings=placed)),
       train_step=jax.jit(
-          _train_step(config, task, tx, learning_rate),
+          sharding.known(mesh, _train_step(config, task, tx, learning_rate)),
           in_shardings=(placed, rows), out_shardings=(placed, whole),
           donate_argnums=0),
       eval_step=jax.jit(
-          _eval_step(config, task), in_shardings=(placed.params, rows, None),
-          out_shardings=whole),
+          sharding.known(mesh, _eval_step(config, task)),
+          in_shardings=(placed.params, rows, None), out_shardings=whole),
       picture=task.picture and jax.jit(
-          _picture(config, task), in_shardings=(placed.params, rows),
-          out_shardings=whole))
+          sharding.known(mesh, _picture(config, task)),
+          in_shardings=(placed.params, rows), out_shardings=whole))
 
 
 def place(arrays: dict, like):

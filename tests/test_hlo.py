@@ -43,7 +43,12 @@ TEXT = '''HloModule jit_step, is_scheduled=true
 
 %fused.1 (p: bf16[8,128]) -> bf16[64,128] {
   %p = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
-  ROOT %all-gather.1 = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%p), dimensions={0}
+  ROOT %all-gather.1 = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=3, dimensions={0}
+}
+
+%fused.2 (p: bf16[8,128]) -> bf16[64,128] {
+  %p = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  ROOT %all-gather.2 = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=3, dimensions={0}
 }
 
 %cond.1 (s: (s32[], f32[512])) -> pred[] {
@@ -58,6 +63,7 @@ TEXT = '''HloModule jit_step, is_scheduled=true
   %x = f32[512]{0:T(512)S(1)} get-tuple-element(%s.1), index=1
   %reduce-scatter.1 = f32[64]{0:T(512)} reduce-scatter(%x), dimensions={0}, to_apply=%add.1
   %work = f32[512]{0:T(512)S(1)} fusion(%reduce-scatter.1), calls=%fused.1, backend_config={"estimated_cycles":"100"}
+  %more = f32[512]{0:T(512)S(1)} fusion(%work), calls=%fused.2, backend_config={"estimated_cycles":"50"}
   ROOT %out = (s32[]{:T(128)}, f32[512]{0:T(512)S(1)}) tuple(%i.1, %work)
 }
 
@@ -74,13 +80,13 @@ ENTRY %main (p0: f32[512]) -> f32[512] {
 
 def test_what_the_tpu_compiler_writes_is_read():
   assert hlo.collectives(TEXT) == {
-      # In a fusion, in a loop.
+      # In a loop, and in two fusions that share its work.
       'all-gather': {'count': 12.0, 'bytes': 12.0 * 64 * 128 * 2},
       # Started and done is once; of a tuple, all counts.
       'all-reduce': {'count': 1.0, 'bytes': 512.0 * 4 + 3},
       # What it takes is larger than what it gives.
       'reduce-scatter': {'count': 12.0, 'bytes': 12.0 * 512 * 4}}
-  assert hlo.cycles(TEXT) == 12 * 100 + 7
+  assert hlo.cycles(TEXT) == 12 * 150 + 7
   assert hlo.unknown_loops(TEXT) == 0
 
 

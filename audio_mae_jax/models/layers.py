@@ -18,6 +18,18 @@ XAVIER = nn.initializers.xavier_uniform()  # released code, models_mae.py:165
 TOKEN = nn.initializers.normal(0.02)  # class and mask tokens, idem :158
 
 
+def whole(x):
+  """A parameter that may be split over devices, gathered where it is used.
+
+  The partitioner would rather move activations once a device has few clips
+  (docs/scaling.md). The devices are those that the caller makes known
+  (`sharding.known`); without them nothing is said.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec())
+
+
 class Dense(nn.Module):
   """[..., D] -> [..., features], the product in `dtype`."""
   features: int
@@ -28,7 +40,7 @@ class Dense(nn.Module):
   def __call__(self, x):
     kernel = self.param('kernel', XAVIER, (x.shape[-1], self.features))
     bias = self.param('bias', self.bias_init, (self.features,))
-    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    y = x.astype(self.dtype) @ whole(kernel.astype(self.dtype))
     # In float32 for the way back: the bias' gradient is a sum over all tokens,
     # and XLA may add bfloat16 to bfloat16, one by one (40 % off in windows).
     return (y.astype(jnp.float32) + bias).astype(self.dtype)
