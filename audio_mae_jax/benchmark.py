@@ -48,6 +48,7 @@ def benchmark(config: config_lib.Config):
       _STEPS.value, _WARMUP.value, _INPUT.value, _PART.value)
   path = pathlib.Path(_OUTPUT.value or f'benchmark_{config.name}.json')
   check_output(path)
+  distributed.end_at_sigterm()
   if _COMPILE_FOR.value:
     config, _ = measure.open_clips(config, 'synthetic')
     result = compile_for.compile_for(config, _COMPILE_FOR.value)

@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import sys
 import time
 import uuid
@@ -157,6 +158,15 @@ def _tasks_on_node(environ):
       return 0
     per_node += [int(found[1])] * int(found[2] or 1)
   return per_node[node] if node < len(per_node) else 0
+
+
+def end_at_sigterm():
+  """Lets SIGTERM end this process, as it does where nothing is to be saved.
+
+  JAX takes the signal for itself, and waits for a training loop to ask for it.
+  """
+  if jax.distributed.is_initialized():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def is_several() -> bool:

@@ -41,6 +41,8 @@ def run(config: config_lib.Config):
   """Runs `config` in the mode that it names, once or for each of its folds."""
   action = registry.lookup(MODES, config.mode, 'mode')
   check_same(config)
+  if config.mode != 'train':
+    distributed.end_at_sigterm()
   # A probe computes features once, and goes through its folds by itself.
   if config.folds and config.mode != 'probe':
     return cross_validate(config, action)

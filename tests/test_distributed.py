@@ -1,6 +1,7 @@
 """How processes find each other, and what they must have in common."""
 
 import re
+import signal
 
 import jax
 import pytest
@@ -133,6 +134,19 @@ def test_one_process_agrees_with_itself(tmp_path):
   with pytest.raises(KeyError, match='own'):
     with distributed.together():
       raise KeyError('own')
+
+
+def test_sigterm_ends_what_has_nothing_to_save(monkeypatch):
+  kept = signal.getsignal(signal.SIGTERM)
+  try:
+    for connected in (False, True):
+      signal.signal(signal.SIGTERM, lambda *_: None)
+      monkeypatch.setattr(jax.distributed, 'is_initialized',
+                          lambda connected=connected: connected)
+      distributed.end_at_sigterm()
+      assert (signal.getsignal(signal.SIGTERM) == signal.SIG_DFL) == connected
+  finally:
+    signal.signal(signal.SIGTERM, kept)
 
 
 class Peers:

@@ -314,3 +314,14 @@ def test_a_second_run_in_the_same_folder_is_refused(launch, end, tmp_path):
       assert 'Another process is training in' in second.told(0)
     first.finish()
   assert processes.fingerprint(tmp_path, LAST) == end(1)[0]
+
+
+def test_sigterm_ends_an_evaluation(launch, tmp_path):
+  with launch(tmp_path) as run:
+    run.finish()
+  with launch(tmp_path, '--config.mode=evaluate',
+              '--config.data.valid.num_clips=100000') as run:
+    time.sleep(20)  # it has begun, and would take hours
+    for process in run.processes:
+      process.terminate()
+    assert run.wait(timeout=ENDED_S) == [-signal.SIGTERM] * 2, run.told()
