@@ -88,6 +88,7 @@ def whole(tmp_path_factory):
   return cache, end_of(workdir)
 
 
+@pytest.mark.faults
 def test_a_run_killed_while_saving_and_while_training_ends_the_same(
     whole, tmp_path):
   cache, end = whole
@@ -101,6 +102,7 @@ def test_a_run_killed_while_saving_and_while_training_ends_the_same(
   assert end_of(tmp_path) == end
 
 
+@pytest.mark.faults
 def test_sigterm_saves_and_exits_cleanly(whole, tmp_path):
   cache, end = whole
   process = start(tmp_path, cache)
