@@ -60,14 +60,14 @@ class Checkpoints:
 
   def __init__(self, workdir: workdirs.Workdir,
                settings: config_lib.Checkpoint):
-    self._folder = place = workdir.address / 'checkpoints'
+    self._folder = self._place = workdir.address / 'checkpoints'
     self._copies = None
     if copies.are_needed(self._folder):
-      place = epath.Path(workdir.folder / 'checkpoints')
-      self._copies = copies.Copies(place, self._folder, settings)
+      self._place = epath.Path(workdir.folder / 'checkpoints')
+      self._copies = copies.Copies(self._place, self._folder, settings)
     workdir.check_shared()
     self._manager = ocp.CheckpointManager(
-        place,
+        self._place,
         options=ocp.CheckpointManagerOptions(
             max_to_keep=settings.keep,
             keep_period=settings.keep_every_steps or None,
@@ -83,6 +83,8 @@ class Checkpoints:
       return
     meta = {**meta, 'fingerprint': fingerprint.of(state)}
     with self._writing():
+      if self._copies:
+        self._copies.wait()  # the manager may remove what is being copied
       self._manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
       if self._copies:
@@ -109,7 +111,9 @@ class Checkpoints:
       stored, reason = _try_all(self._read_meta, step)
       if reason is None:
         check_meta(stored, meta, self._folder)
-        state, reason = _try_all(self._read_state, step, target, stored)
+        state, reason = _try_all(self._read_state, step, target)
+      if reason is None:
+        _, reason = _try_all(fingerprint.check, state, stored['fingerprint'])
       if reason is None:
         self._set_aside(damaged, step)
         return step, state, stored
@@ -123,15 +127,17 @@ class Checkpoints:
           + '. Restore one from a backup, or start again in another workdir.')
     return None
 
-  def _read_meta(self, step):
-    return self._manager.restore(step, args=ocp.args.Composite(
-        meta=ocp.args.JsonRestore()))['meta']
+  # By the handlers: the manager's restore ends in an exchange between the
+  # processes, to which one that cannot read its part would not come.
 
-  def _read_state(self, step, target, meta):
-    state = self._manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(target)))['state']
-    fingerprint.check(state, meta['fingerprint'])
-    return state
+  def _read_meta(self, step):
+    return ocp.JsonCheckpointHandler().restore(
+        self._place / str(step) / 'meta')
+
+  def _read_state(self, step, target):
+    return ocp.StandardCheckpointHandler().restore(
+        self._place / str(step) / 'state',
+        args=ocp.args.StandardRestore(target))
 
   def _set_aside(self, damaged, step):
     """Moves damaged checkpoints away: their steps will be saved again."""
@@ -182,6 +188,8 @@ class Checkpoints:
     except (jax.errors.JaxRuntimeError, storage.Unreachable):
       raise
     except Exception as error:
+      if distributed.lost_process(error):
+        raise
       text = ' '.join(str(error).split())
       try:
         whole = sorted(
@@ -273,7 +281,7 @@ def _read_params(path):
 
 def _read_meta(path):
   with copies.readable(path / 'meta') as place:
-    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(place)
+    return ocp.JsonCheckpointHandler().restore(place)
 
 
 def _try(read, *args):

@@ -19,6 +19,7 @@ import tqdm
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import distributed
+from audio_mae_jax import storage
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Recipe, e.g. configs/pretrain_as2m.py.')
@@ -41,8 +42,9 @@ _WAIT_S = flags.DEFINE_integer(
 
 # Of an OSError: no space, no quota, a larger file than allowed, read only.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Exit status; 1 is an error that the user can mend.
-LOST_PROCESS, CRASH = 69, 70
+# Exit status; 1 is an error that the user can mend. What is out of reach, a
+# process or a store, may be there at the next try.
+OUT_OF_REACH, CRASH = 69, 70
 
 
 def named(config, file: str):
@@ -136,7 +138,9 @@ def _main(action, argv):
       stop(f'Another process of this run has ended, or cannot be reached '
            f'({text[:300]}). The first error among the logs of all processes '
            'says why. The same command goes on from the last checkpoint.',
-           LOST_PROCESS)
+           OUT_OF_REACH)
+    if isinstance(error, storage.Unreachable):
+      stop(error, OUT_OF_REACH)
     if is_full(error):
       stop(f'{error}. Make room, and the same command goes on from the last '
            'checkpoint.')

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -29,6 +31,8 @@ import numpy as np
 
 from audio_mae_jax import config as config_lib
 
+_log = logging.getLogger(__name__)
+
 # Seconds until processes that wait for a lost one end. JAX's own default is
 # 100; its heartbeats come from a thread of their own, which neither compiling
 # nor decoding holds up.
@@ -38,6 +42,7 @@ WAIT_S = 300  # for the others to start; JAX's default
 _SHUTDOWN_S = 30
 _LEAVE_S = 3  # for others with the same error to say so
 _SHARED_S = 10  # for a file of one host to be seen by another
+_asked = itertools.count(1)
 _LISTED = 20  # differences in a message
 
 
@@ -82,7 +87,10 @@ def initialize(start: Start, environ: Mapping[str, str] = os.environ):
   Raises:
     ValueError: the flags contradict each other, or processes were started in a
       way that does not tell them of each other.
-    RuntimeError: the others did not come, or could not be reached.
+    RuntimeError: a cluster does not say what it should.
+
+  When the others do not come in `start.wait_s` seconds, JAX ends this process
+  (status 134) and says DEADLINE_EXCEEDED.
   """
   start.check()
   if start.coordinator:
@@ -97,6 +105,9 @@ def initialize(start: Start, environ: Mapping[str, str] = os.environ):
     devices = () if start.coordinator else _local_gpus(environ)
   if devices is not None:
     arguments['local_device_ids'] = list(devices)
+  if start.coordinator:
+    _log.info('Waiting up to %d s for %d processes at %s.', start.wait_s,
+              start.num_processes, start.coordinator)
   try:
     jax.distributed.initialize(
         **arguments, heartbeat_timeout_seconds=start.heartbeat_s,
@@ -158,6 +169,15 @@ def _tasks_on_node(environ):
       return 0
     per_node += [int(found[1])] * int(found[2] or 1)
   return per_node[node] if node < len(per_node) else 0
+
+
+def asked_to_stop() -> bool:
+  """Whether a SIGTERM came, to any process: True in all at the same call.
+
+  All must call it equally often. JAX stops at the call after the latest that
+  any process has made, so what it counts must never be set back or leap.
+  """
+  return multihost_utils.reached_preemption_sync_point(next(_asked))
 
 
 def end_at_sigterm():
@@ -266,8 +286,11 @@ def together():
 
 def lost_process(error: BaseException) -> bool:
   """Whether `error` is what an exchange with a process that is gone gives."""
-  return (is_several() and isinstance(error, jax.errors.JaxRuntimeError)
-          and 'RESOURCE_EXHAUSTED' not in str(error))
+  if not is_several() or 'RESOURCE_EXHAUSTED' in str(error):
+    return False
+  # jaxlib gives some of the errors of the CPU's exchange as a ValueError.
+  return (isinstance(error, jax.errors.JaxRuntimeError)
+          or 'Gloo' in str(error) and not isinstance(error, OSError))
 
 
 def leave(status: int):

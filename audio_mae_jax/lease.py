@@ -7,6 +7,7 @@ watches whether it still changes; no clock is compared with another one.
 import json
 import logging
 import os
+import random
 import socket
 import threading
 import time
@@ -49,6 +50,8 @@ class Lease:
     found = self._read()
     if found is not None:
       self._watch(found)
+      # Of several that have watched, one is first: the others see its lease.
+      time.sleep(random.uniform(0, RENEW_S / 5))
       if self._read() == found:
         self._remove()
     try:
@@ -67,7 +70,7 @@ class Lease:
     try:
       if self._is_own(self._read()):
         self._remove()
-    except storage.Unreachable as error:
+    except OSError as error:
       _log.warning('The lock stays, for %g s: %s', WATCH_S, error)
 
   def check(self):
@@ -99,7 +102,7 @@ class Lease:
           self._lost_to = _owner(found)
           return
         self._write('overwrite')
-      except storage.Unreachable as error:
+      except OSError as error:
         _log.warning('The lock cannot be renewed: %s', error)
 
   def _is_own(self, content):

@@ -22,6 +22,7 @@ from audio_mae_jax import storage
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax import workdirs
 from audio_mae_jax.data import labels
+from audio_mae_jax.data import opening
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import sources
 from audio_mae_jax.data import splits
@@ -56,6 +57,7 @@ def probe(config: config_lib.Config, devices=None) -> dict:
         '--config.init_from= a run, one of its checkpoints, or imported '
         'weights.')
   parts = _parts(config)
+  opening.check_same(dict(enumerate(parts.whole)))
   weights = weights_lib.load(config.init_from).part('encoder')
   config = features_lib.adopt(config, weights.config)
   encoders = {'trained': weights.params}
@@ -259,11 +261,16 @@ class Online:
             f'config.probe.online has {kind!r}, which trains for minutes at '
             f'each evaluation: {" and ".join(probes.ONLINE)} are for this. '
             'Probe the finished encoder with --config.mode=probe.')
-    self._splits = open_splits(config, config.probe)
+    self._pair = open_splits(config, config.probe)
     self._metric = metrics.main_metric(
         config.labels.multilabel, config.labels.metric)
     self._embed = features_lib.embedder(
         program.task.model.encoder, config, program.mesh)
+
+  @property
+  def opened(self) -> dict[str, splits.Split]:
+    """By what they are for."""
+    return dict(zip(('probe.train', 'probe.test'), self._pair))
 
   def measure(self, params) -> dict[str, float]:
     """The main metric of each kind ('linear_accuracy'), and 'num_clips'.
@@ -271,7 +278,7 @@ class Online:
     `params` are those of the training program. All processes take part.
     """
     train, test = (self._features(params['encoder'], split)
-                   for split in self._splits)
+                   for split in self._pair)
     found = {f'{kind}_{self._metric}': _fit(
         self._config, kind, train, test)[1][self._metric]
              for kind in self._config.probe.online}

@@ -37,6 +37,7 @@ def score(config: config_lib.Config, devices=None
   config = init_from.adopt_positions(
       dataclasses.replace(config, init_from=str(place)), weights.config)
   config, classes, splits = _open(config, weights)
+  opening.check_same(splits)
   arrays = init_from.initial(config, weights, classes)
   missing = sorted(set(weights_lib.shapes(config)) - set(arrays))
   if missing:
@@ -49,6 +50,7 @@ def score(config: config_lib.Config, devices=None
   found = {}
   with workdirs.opened(workdirs.place_of(config)) as workdir:
     for name, split in splits.items():
+      _log.info('Evaluating %s: %s.', name, split.source.describe())
       found[name] = evaluate.evaluate(program, params, split, config)
       _log.info('%s.', evaluate.summary(name, found[name], program.task.metric))
       if distributed.is_first():

@@ -80,12 +80,12 @@ def filesystem(path: str | os.PathLike) -> fsspec.AbstractFileSystem:
 def reaching(path: str | os.PathLike):
   """What goes wrong with an address in the block is `Unreachable`.
 
-  Only that a file is not there, or is there already, stays what it is; and
-  everything about the files of this machine.
+  Only that a file is not there, or is there already, or that a library is
+  missing, stays what it is; and everything about the files of this machine.
   """
   try:
     yield
-  except (FileNotFoundError, FileExistsError, Unreachable):
+  except (FileNotFoundError, FileExistsError, ImportError, Unreachable):
     raise
   except Exception as error:  # pylint: disable=broad-except
     # Three libraries each, with errors of their own.

@@ -12,7 +12,6 @@ import os
 import signal
 
 import jax
-from jax.experimental import multihost_utils
 
 from audio_mae_jax import bookkeeping
 from audio_mae_jax import checkpoint
@@ -42,7 +41,7 @@ def train(config: config_lib.Config, devices=None) -> step_lib.TrainState:
 def run(
     config: config_lib.Config, devices=None
 ) -> tuple[step_lib.TrainState, bool]:
-  """`train`, and whether it came to its end: False after a signal."""
+  """`train`, and whether that is all: False after a signal."""
   # All that can be wrong with the settings is found before a file is written.
   with distributed.together():
     pipeline.check(config)
@@ -60,7 +59,7 @@ def run(
             data.train.source,
             program.task.labelled or config.data.sampling == 'balanced'),
         classes)
-  opening.check_same(data)
+  opening.check_same(data._asdict() | (online.opened if online else {}))
   with contextlib.ExitStack() as stack:
     with distributed.together():
       workdir = stack.enter_context(workdirs.opened(place))
@@ -94,11 +93,15 @@ def run(
       with jax.transfer_guard('disallow'):
         state, metrics = program.train_step(state, batch)
       keeper.after_update(step, state, metrics)
-      if stop.requested(step) and step < program.total_steps:
-        keeper.stopped(step, state)
-        return state, False
-    keeper.finished(state)
-    return state, True
+      if stop.requested():
+        break
+    step = int(state.step)
+    if step < program.total_steps:
+      keeper.stopped(step, state)
+    else:
+      keeper.finished(state)
+    # After a signal no further fold begins, even if this run was just done.
+    return state, not stop.wished
 
 
 def summary(config, program, data, state) -> list[str]:
@@ -148,7 +151,7 @@ class _StopSignal(contextlib.AbstractContextManager):
   """
 
   def __init__(self):
-    self._wished = False
+    self.wished = False
     self._handlers = {}
 
   def __enter__(self):
@@ -165,15 +168,15 @@ class _StopSignal(contextlib.AbstractContextManager):
       signal.signal(number, handler)
 
   def _note(self, number, _):
-    self._wished = True
+    self.wished = True
     signal.signal(number, self._handlers[number])  # a second one acts at once
 
   def _pass_on(self, number, _):
     signal.signal(number, self._handlers[number])
     os.kill(os.getpid(), signal.SIGTERM)
 
-  def requested(self, step: int) -> bool:
+  def requested(self) -> bool:
     """All processes stop at the same step, whichever got the signal."""
     if distributed.is_several():
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._wished
+      self.wished |= distributed.asked_to_stop()
+    return self.wished

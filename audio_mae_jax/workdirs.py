@@ -100,6 +100,8 @@ class Workdir:
     self.check()
     if not self._pushes or time.monotonic() < self._next:
       return
+    if self._running is not None and not self._running.done():
+      return
     self._finish()
     self._next = time.monotonic() + PUSH_S
     self._running = self._thread.submit(self._push)

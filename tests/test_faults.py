@@ -23,11 +23,15 @@ pytestmark = pytest.mark.faults
 
 LAST = 20
 HEARTBEAT_S = 10
+WAIT_S = 60  # for a process that was killed before it had come
 # The others notice within the heartbeat; each then ends within 5 s. The rest is
 # for a loaded machine.
 ENDED_S = HEARTBEAT_S + 50
 SETTINGS = processes.PRETRAIN | {'log.eval_every_steps': -1,
                                  'model.encoder.width': 32}
+FOLDER = {name: value for name, value in SETTINGS.items()
+          if name != 'data.train.num_clips'} | {
+              'data.train.name': 'folder', 'data.train.path': '.'}
 
 
 @pytest.fixture(scope='module')
@@ -47,8 +51,8 @@ def launch(file, cache):
 
   def start(workdir, *flags, count=2, **kwargs):
     return processes.Run(
-        file, workdir, f'--heartbeat_s={HEARTBEAT_S}', *flags, count=count,
-        cache=cache, **kwargs)
+        file, workdir, f'--heartbeat_s={HEARTBEAT_S}', f'--wait_s={WAIT_S}',
+        *flags, count=count, cache=cache, **kwargs)
 
   return start
 
@@ -147,15 +151,15 @@ def test_kills_at_random_moments_change_nothing(launch, end, tmp_path, seed):
   rng = random.Random(seed)
   for number in range(5):
     with launch(tmp_path) as run:
-      # Every second round waits for a save to be under way.
-      saving = number % 2 and run.until(run.is_saving, timeout=200)
-      if not saving:
-        run.until(reaches(run, min(LAST - 2, run.steps() + 1)))
+      # Every second round waits for a save of its own to be under way; what an
+      # earlier one has left is gone once there is a new line of the record.
+      run.until(reaches(run, min(LAST - 2, run.steps() + 1)))
+      if not number % 2 or not run.until(run.is_saving):
         time.sleep(rng.uniform(0, 2))
       victims = rng.sample(run.processes, rng.choice([1, 2]))
       for process in victims:
         process.kill()
-      run.wait(timeout=ENDED_S + 60)
+      run.wait(timeout=ENDED_S + WAIT_S)
   go_on_to_the_end(launch, tmp_path, end)
 
 
@@ -213,18 +217,52 @@ def flip(path):
   path.write_bytes(content)
 
 
+def largest(folder):
+  return max((path for path in folder.rglob('*') if path.is_file()),
+             key=lambda path: path.stat().st_size)
+
+
 @pytest.mark.parametrize('damage', [truncate, flip])
 def test_a_damaged_checkpoint_falls_back_in_all_processes(
     launch, end, tmp_path, damage):
   with launch(tmp_path) as run:
     run.finish()
   state = tmp_path / 'checkpoints' / str(LAST) / 'state'
-  damage(max((path for path in state.rglob('*') if path.is_file()),
-             key=lambda path: path.stat().st_size))
+  damage(largest(state))
   run = go_on_to_the_end(launch, tmp_path, end)
   assert f'Checkpoint {state.parent} is damaged' in run.told(0)
   assert 'Going on from step 15' in run.told(0)
   assert (tmp_path / 'damaged' / f'{LAST}.0').exists()
+
+
+def test_damage_that_one_process_alone_meets_is_damage_for_all(cache, tmp_path):
+  """Each reads its part of what is split; the others cannot know."""
+  file = processes.write_recipe(tmp_path / 'recipe.py', processes.PRETRAIN | {
+      'log.eval_every_steps': -1, 'mesh.fsdp': 2, 'train.steps': 10})
+  with processes.Run(file, tmp_path / 'run', count=2, cache=cache) as run:
+    run.finish()
+  whole = processes.losses(tmp_path / 'run')
+  parts = tmp_path / 'run/checkpoints/10/state/ocdbt.process_1'
+  truncate(largest(parts))
+  with processes.Run(file, tmp_path / 'run', count=2, cache=cache) as run:
+    run.finish()
+    assert 'Going on from step 5' in run.told(0)
+  assert processes.losses(tmp_path / 'run') == whole
+
+
+@pytest.mark.parametrize('to', [0, 1])
+def test_a_signal_before_the_first_step_of_a_resumed_run_is_heard(
+    launch, end, tmp_path, to):
+  with launch(tmp_path) as run:
+    assert run.until(lambda: (tmp_path / 'checkpoints' / '15').exists())
+    for process in run.processes:
+      process.kill()
+    run.wait()
+  with launch(tmp_path, '--stopped_status=75') as run:
+    assert run.until(lambda: 'Task pretrain' in run.told(0))
+    run.processes[to].terminate()
+    assert run.wait() == [75, 75], run.told()
+  go_on_to_the_end(launch, tmp_path, end)
 
 
 def test_files_that_disappear_are_replaced_and_named(cache, tmp_path):
@@ -235,9 +273,9 @@ def test_files_that_disappear_are_replaced_and_named(cache, tmp_path):
   for i, name in enumerate(names):
     soundfile.write(folder / name, np.random.default_rng(i).normal(
         0, 0.1, 10240), 16000)
-  file = processes.write_recipe(tmp_path / 'recipe.py', SETTINGS | {
-      'data.train.name': 'folder', 'data.train.path': str(folder),
-      'data.max_bad_fraction': 0.5, 'train.steps': 40})
+  file = processes.write_recipe(tmp_path / 'recipe.py', FOLDER | {
+      'data.train.path': str(folder), 'data.max_bad_fraction': 0.5,
+      'train.steps': 40})
   with processes.Run(file, tmp_path / 'run', count=2, cache=cache) as run:
     assert run.until(reaches(run, 3))
     for name in names[:8]:
@@ -265,8 +303,7 @@ def test_a_process_with_other_data_stops_all(cache, tmp_path):
     roots[-1].mkdir()
     for i in range(clips):
       soundfile.write(roots[-1] / f'{i}.wav', np.full(10240, 0.1), 16000)
-  file = processes.write_recipe(tmp_path / 'recipe.py', SETTINGS | {
-      'data.train.name': 'folder', 'data.train.path': '.'})
+  file = processes.write_recipe(tmp_path / 'recipe.py', FOLDER)
   with processes.Run(file, tmp_path / 'run', count=2, cache=cache, each={
       i: [f'--config.data.root={root}'] for i, root in enumerate(roots)}
   ) as run:
@@ -277,8 +314,7 @@ def test_a_process_with_other_data_stops_all(cache, tmp_path):
 def test_a_process_without_data_stops_all(cache, tmp_path):
   (tmp_path / 'here').mkdir()
   soundfile.write(tmp_path / 'here' / 'a.wav', np.full(10240, 0.1), 16000)
-  file = processes.write_recipe(tmp_path / 'recipe.py', SETTINGS | {
-      'data.train.name': 'folder', 'data.train.path': '.'})
+  file = processes.write_recipe(tmp_path / 'recipe.py', FOLDER)
   with processes.Run(file, tmp_path / 'run', count=2, cache=cache, each={
       0: [f'--config.data.root={tmp_path}/here'],
       1: [f'--config.data.root={tmp_path}/gone']}) as run:
@@ -321,7 +357,33 @@ def test_sigterm_ends_an_evaluation(launch, tmp_path):
     run.finish()
   with launch(tmp_path, '--config.mode=evaluate',
               '--config.data.valid.num_clips=100000') as run:
-    time.sleep(20)  # it has begun, and would take hours
+    assert run.until(lambda: 'Evaluating' in run.told(0))
+    time.sleep(1)  # it would take hours
     for process in run.processes:
       process.terminate()
     assert run.wait(timeout=ENDED_S) == [-signal.SIGTERM] * 2, run.told()
+
+
+def test_evaluation_of_other_data_stops_all(launch, tmp_path):
+  with launch(tmp_path, count=1) as run:
+    run.finish()
+  table = {}
+  for clips in (8, 9):
+    root = tmp_path / str(clips)
+    root.mkdir()
+    for i in range(clips):
+      soundfile.write(root / f'{i}.wav', np.full(10240, 0.1), 16000)
+    table[clips - 8] = [f'--config.data.valid.path={root}']
+  with launch(tmp_path, '--config.mode=evaluate',
+              '--config.data.valid.name=folder',
+              '--config.data.valid.num_clips=1024', each=table) as run:
+    assert run.wait(ENDED_S) == [1, 1]
+    assert 'valid.clips: 8 in process 0, 9 in process 1' in run.told(0)
+
+
+def test_a_process_that_never_comes_is_not_waited_for_for_ever(
+    launch, tmp_path):
+  with launch(tmp_path, '--wait_s=5') as run:
+    run.processes[1].kill()
+    assert run.wait(ENDED_S)[0] not in (0, None)
+    assert 'Waiting up to 5 s for 2 processes' in run.told(0)

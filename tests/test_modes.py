@@ -1,6 +1,7 @@
 """What a recipe is run for, and cross-validation: one command, all folds."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import pathlib
@@ -95,9 +96,31 @@ def test_a_fold_that_a_signal_ended_has_no_mean(
   assert not (tmp_path / 'run/folds.json').exists()
 
 
+def wish_at(call):
+  """As if a signal had come before this call."""
+  calls = itertools.count(1)
+
+  def requested(self):
+    self.wished |= next(calls) == call
+    return self.wished
+
+  return requested
+
+
+def test_a_signal_in_the_last_step_of_a_fold_begins_no_other(
+    folder, tmp_path, monkeypatch):
+  config = settings(folder, workdir=str(tmp_path / 'run'))
+  steps = train.train(modes.of_fold(config, '0'), jax.devices()[:1]).step
+  monkeypatch.setattr(train._StopSignal, 'requested', wish_at(int(steps)))
+  config = dataclasses.replace(config, workdir=str(tmp_path / 'other'))
+  assert modes.run(config) is None
+  assert (tmp_path / 'other/fold_0/evaluation').exists()
+  assert not (tmp_path / 'other/fold_1').exists()
+
+
 def test_a_signal_says_that_a_run_has_not_ended(folder, tmp_path, monkeypatch):
   monkeypatch.setattr(
-      train._StopSignal, 'requested', lambda self, step: step == 1)
+      train._StopSignal, 'requested', wish_at(1))
   config = modes.of_fold(
       settings(folder, workdir=str(tmp_path / 'run')), '0')
   state, ended = train.run(config, jax.devices()[:1])

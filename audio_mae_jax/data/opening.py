@@ -68,12 +68,15 @@ def held_out(
   return tuple(opened)
 
 
-def check_same(data: Data):
-  """Raises ValueError unless all processes of the run read the same clips."""
+def check_same(opened: dict[str, splits.Split | None]):
+  """Raises ValueError unless all processes of the run read the same clips.
+
+  `opened` are the splits by name; None is one that there is not.
+  """
   if distributed.is_several():
     distributed.check_same('data', {
         name: identity(split.source, labelled=bool(split.source.class_names))
-        for name, split in data._asdict().items() if split is not None},
+        for name, split in opened.items() if split is not None},
         'Give each of them the same files, in the same folders below '
         'config.data.root.')
 
