@@ -15,9 +15,7 @@ The position in the data is the step: the pipeline finds its place from it.
 """
 
 import contextlib
-import dataclasses
 import logging
-import re
 
 from etils import epath
 import jax
@@ -28,20 +26,12 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import copies
 from audio_mae_jax import distributed
 from audio_mae_jax import fingerprint
+from audio_mae_jax import meta as meta_lib
 from audio_mae_jax import storage
 from audio_mae_jax import trees
 from audio_mae_jax import workdirs
 
 _log = logging.getLogger(__name__)
-
-# Where, how fast and how often may change from one start to the next; these
-# decide what the result is, and may not.
-FREE = (r'name', r'workdir', r'mesh\..*', r'checkpoint\..*', r'log\..*',
-        r'data\.(root|train\.path|valid\..*|test\..*)',
-        r'data\.(num_threads|prefetch_batches|on_bad|max_bad_fraction)',
-        r'model\.(remat|scan_layers)', r'mode', r'folds', r'probe\..*',
-        r'labels\.metric')
-
 
 class WriteError(OSError):
   """A checkpoint could not be written; the message says which are whole."""
@@ -96,7 +86,7 @@ class Checkpoints:
 
     Args:
       target: state of ShapeDtypeStructs with shardings.
-      meta: of the present run; `check_meta` compares it with the stored one.
+      meta: of the present run; `meta.check` compares it with the stored one.
 
     Raises:
       ValueError: settings differ, or there are checkpoints and none is whole.
@@ -110,7 +100,7 @@ class Checkpoints:
         self._manager.reload()
       stored, reason = _try_all(self._read_meta, step)
       if reason is None:
-        check_meta(stored, meta, self._folder)
+        meta_lib.check(stored, meta, self._folder)
         state, reason = _try_all(self._read_state, step, target)
       if reason is None:
         _, reason = _try_all(fingerprint.check, state, stored['fingerprint'])
@@ -301,37 +291,3 @@ def _try_all(read, *args):
   found, reason = _try(read, *args)
   reasons = [text for text in distributed.gather(reason) if text is not None]
   return (found, None) if not reasons else (None, reasons[0])
-
-
-def meta_of(config: config_lib.Config, data: dict, classes=()) -> dict:
-  """What is stored beside the arrays.
-
-  `data` says which clips there are, `classes` are the names of a classifier's.
-  """
-  return {'config': dataclasses.asdict(config), 'data': data,
-          'classes': list(classes)}
-
-
-def check_meta(stored: dict, present: dict, folder):
-  """Raises ValueError when a field that changes the result differs.
-
-  A field that is younger than the run has its default.
-  """
-  began = dataclasses.asdict(config_lib.typed(stored['config']))
-  # Pre-training has no head, and labels for its probes alone.
-  of_task = ((r'labels\..*', r'model\.classifier\..*')
-             if began['task'] == 'pretrain' else ())
-  changed = [
-      (name, old, new) for name, old, new in
-      config_lib.differences(began, present['config'])
-      if not any(re.fullmatch(free, name) for free in FREE + of_task)]
-  changed += [
-      (f'the data ({name})', old, new) for name, old, new in
-      config_lib.differences(stored['data'], present['data'])]
-  if changed:
-    lines = '\n'.join(f'  {name}: was {old!r}, is {new!r}'
-                      for name, old, new in changed)
-    raise ValueError(
-        f'The run in {folder.parent} was started with other settings:\n'
-        f'{lines}\nSet them back to go on with it, or choose another '
-        '--config.workdir to start anew.')

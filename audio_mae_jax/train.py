@@ -19,6 +19,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import distributed
 from audio_mae_jax import frontend
 from audio_mae_jax import init_from
+from audio_mae_jax import meta as meta_lib
 from audio_mae_jax import probe
 from audio_mae_jax import step as step_lib
 from audio_mae_jax import tasks
@@ -54,7 +55,7 @@ def run(
     program = step_lib.build(
         config, pipeline.steps_per_epoch(data.train.source, config), devices)
     online = probe.Online(config, program) if config.probe.online else None
-    meta = checkpoint.meta_of(
+    meta = meta_lib.of(
         config, opening.identity(
             data.train.source,
             program.task.labelled or config.data.sampling == 'balanced'),

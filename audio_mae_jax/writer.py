@@ -18,7 +18,8 @@ class Writer:
   """Scalars and pictures of one run, from the process that is `active`.
 
   The others make the same calls and touch nothing. `settings` is the run's
-  configuration as a plain nested dict, for the viewers; what was logged after `resume_step` is dropped.
+  configuration as a plain nested dict, for the viewers; what was logged after
+  `resume_step` is dropped.
   """
 
   def __init__(self, workdir: str | os.PathLike, log: config.Log, run_name: str,

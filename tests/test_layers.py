@@ -12,8 +12,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'audio_mae_jax'
 # Rooms by floor; a room may import from its own floor (never in a circle) and
 # from those below. Entries name a module or a folder.
 FLOORS = [
-    ['config', 'registry', 'trees', 'fingerprint', 'record', 'compare',
-     'metrics', 'distributed', 'storage', 'lease'],
+    ['config', 'registry', 'trees', 'fingerprint', 'record', 'meta',
+     'compare', 'metrics', 'distributed', 'storage', 'lease'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
     ['flops', 'hlo', 'optim', 'sharding', 'data', 'pictures', 'writer',

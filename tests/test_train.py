@@ -15,6 +15,7 @@ from audio_mae_jax import bookkeeping
 from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import copies
+from audio_mae_jax import meta
 from audio_mae_jax import record
 from audio_mae_jax import storage
 from audio_mae_jax import train
@@ -213,13 +214,13 @@ def test_settings_that_change_no_result_may_differ(whole, tmp_path):
 
 
 def test_a_setting_that_is_younger_than_the_run_has_its_default():
-  present = checkpoint.meta_of(tiny('run'), {'clips': 4})
+  present = meta.of(tiny('run'), {'clips': 4})
   stored = {**present, 'config': dict(present['config'])}
   del stored['config']['init_from']
-  checkpoint.check_meta(stored, present, pathlib.Path('run/checkpoints'))
-  younger = checkpoint.meta_of(tiny('run', init_from='weights'), {'clips': 4})
+  meta.check(stored, present, pathlib.Path('run/checkpoints'))
+  younger = meta.of(tiny('run', init_from='weights'), {'clips': 4})
   with pytest.raises(ValueError, match="init_from: was '', is 'weights'"):
-    checkpoint.check_meta(stored, younger, pathlib.Path('run/checkpoints'))
+    meta.check(stored, younger, pathlib.Path('run/checkpoints'))
 
 
 def _flip(path):
