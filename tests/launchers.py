@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -67,7 +68,10 @@ class Place:
     return subprocess.Popen(
         [str(x) for x in argv], cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-        env={**os.environ, **self.env, **env})
+        env={**os.environ, **self.env, **env},
+        # A shell cannot trap what is ignored when it starts, as Ctrl-C is in
+        # whatever a script has put in the background: these tests, perhaps.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
   def run(self, *argv, **env):
     process = self.start(*argv, **env)

@@ -57,6 +57,7 @@ def test_a_run_starts_from_the_weights(saved, tmp_path):
   assert kept.patch.positions_grid == (8, 8)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_weights_it_started_from(saved, tmp_path):
   import shutil
   whole = train.train(config_from(

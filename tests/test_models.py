@@ -207,7 +207,9 @@ def stacked(**settings):
 
 
 @pytest.mark.parametrize(
-    'settings', [dict(remat='dots'), dict(scan=True, remat='full')], ids=str)
+    'settings', [
+        pytest.param(dict(remat='dots'), marks=pytest.mark.slow),
+        dict(scan=True, remat='full')], ids=str)
 def test_scanning_and_recomputing_layers_change_no_value(settings):
   value, grads = stacked()
   other_value, other_grads = stacked(**settings)

@@ -170,6 +170,7 @@ def test_a_file_in_two_folds_is_an_error(folder, tmp_path):
     modes.run(config)
 
 
+@pytest.mark.slow
 def test_pre_training_tells_what_its_encoder_learnt(folder, tmp_path, caplog):
   """Probes at step 0 and at each evaluation; they change nothing else."""
   source = {'data.root': str(folder), 'train.epochs': 1.0, 'train.steps': 0,

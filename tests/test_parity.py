@@ -183,6 +183,7 @@ def test_the_global_decoder_equals_the_released_one():
   assert_gradients(goldens.under(golden, 'normpix_off/grad/'), grads)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_within_its_rounding():
   """test_peers.py holds the same against torch's automatic casts."""
   golden = local()

@@ -64,7 +64,9 @@ def trained(data, fsdp):
   return program, *train(program)
 
 
-@pytest.mark.parametrize('data, fsdp', [(8, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize('data, fsdp', [
+    (2, 4), pytest.param(8, 1, marks=pytest.mark.slow),
+    pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_losses_and_masks_do_not_depend_on_the_mesh(data, fsdp):
   _, one, _ = trained(1, 1)
   program, many, state = trained(data, fsdp)

@@ -134,6 +134,7 @@ def test_a_run_after_sigterm_ends_with_the_same_bits(
   assert lines(tmp_path) == lines(whole[0])
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mesh_has_the_losses_of_one_device(whole, tmp_path):
   train.train(tiny(tmp_path, **{'mesh.data': 2, 'mesh.fsdp': 2}),
               devices=jax.devices()[:4])
@@ -144,6 +145,7 @@ def test_a_run_on_a_mesh_has_the_losses_of_one_device(whole, tmp_path):
       rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_profiler_and_the_average_can_be_switched_on(tmp_path):
   state = run(tiny(tmp_path, **{
       'log.profile_start': 3, 'log.profile_steps': 2, 'train.steps': 6,
@@ -154,6 +156,7 @@ def test_the_profiler_and_the_average_can_be_switched_on(tmp_path):
   assert not all(same)
 
 
+@pytest.mark.slow
 def test_what_was_read_but_not_logged_survives_a_stop(
     whole, tmp_path, signal_at, monkeypatch):
   """Means over steps 1-3 are those of one run, though it stopped at 2."""
