@@ -144,6 +144,21 @@ def test_a_store_out_of_reach_for_a_while_loses_no_lock(
   assert storage.below(bucket) == []
 
 
+def test_a_lease_in_a_folder_outlives_errors_of_its_file_system(
+    quick, tmp_path, monkeypatch, caplog):
+  with lease.Lease(str(tmp_path / '.lease'), 'the folder') as held:
+    with monkeypatch.context() as patch:
+      def stale():
+        raise OSError('Stale file handle')
+      patch.setattr(held, '_read', stale)
+      time.sleep(0.5)
+    before = (tmp_path / '.lease').read_bytes()
+    time.sleep(0.5)
+    assert (tmp_path / '.lease').read_bytes() != before  # it is renewed again
+    held.check()
+  assert 'cannot be renewed' in caplog.text
+
+
 def test_what_changed_is_copied_up_and_found_by_the_next_start(
     bucket, monkeypatch):
   place = f'{bucket}/runs/a'
