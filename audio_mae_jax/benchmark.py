@@ -163,17 +163,22 @@ def _memory(x):
       f'{_bytes(x["process_bytes"])} of the process'))]
 
 
+_SMALLER = (
+    'Try --config.model.scan_layers=True --config.model.remat=dots (or full), '
+    '--config.mesh.fsdp=N to split parameters, more devices, or a smaller '
+    '--config.train.batch_size.')
+
+
 def _device_memory(x):
   had = x['device_bytes']
-  room = f' of {_gib(had)}' if had else ''
+  total = _gib(x['total_bytes']) + (f' of {_gib(had)}' if had else '')
   if 'message' in x:
-    return [('memory a device', (
-        f'DOES NOT FIT: {_gib(x["total_bytes"])}{room}. Try '
-        '--config.model.scan_layers=True --config.model.remat=dots (or full), '
-        '--config.mesh.fsdp=N to split parameters, more devices, or a smaller '
-        f'--config.train.batch_size. ({x["message"]})'))]
+    return [('memory a device',
+             f'DOES NOT FIT: {total}. {_SMALLER} ({x["message"]})')]
+  if had and x['total_bytes'] > had:
+    total = f'DOES NOT FIT: {total}. {_SMALLER} It is'
   return [('memory a device', (
-      f'{_gib(x["total_bytes"])}{room}: {_gib(x["temp_bytes"])} temporary, '
+      f'{total}: {_gib(x["temp_bytes"])} temporary, '
       f'{_gib(x["argument_bytes"])} arguments, {_gib(x["output_bytes"])} '
       f'results of which {_gib(x["alias_bytes"])} in place, '
       f'{_gib(x["code_bytes"])} code'))]

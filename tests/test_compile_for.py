@@ -98,6 +98,20 @@ def test_what_does_not_fit_is_a_result_that_says_by_how_much(
   assert '--config.model.remat=dots' in text and '--config.mesh.fsdp' in text
 
 
+@pytest.mark.parametrize('total, fits', [(15.9, True), (16.1, False)])
+def test_what_adds_up_to_more_than_there_is_is_told(total, fits):
+  sizes = {f'{name}_bytes': 2**30 for name in (
+      'temp', 'argument', 'output', 'alias', 'code')}
+  text = benchmark.table({'memory': sizes | {
+      'total_bytes': total * 2**30, 'device_bytes': 16 * 2**30},
+      'recipe': 'r', 'task': 't', 'flops_per_clip': {'step': 1.0},
+      'setup': {'devices': 1, 'device': 'd', 'mesh': {}, 'processes': 1,
+                'jax': '0', 'batch_size': 1, 'clip_s': 1.0, 'dtype': 'x',
+                'remat': 'none', 'scan_layers': False}})
+  assert f'{total:.2f} GiB of 16.00 GiB' in text
+  assert ('DOES NOT FIT' not in text) == fits
+
+
 def test_clips_per_second_are_projected_from_cycles_and_bytes():
   chip = flops.Chip(16, 200, 4 * 128**2, peak_tflops=197)
   assert chip.clock_ghz == pytest.approx(1.503, abs=1e-3)
