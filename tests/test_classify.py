@@ -96,6 +96,7 @@ def test_logits_and_loss_equal_the_released_code(
       golden[f'{variant}/bce_loss'], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_how_many_devices_share_the_batch():
   one, state = trained({})
   many, other = trained({'mesh.fsdp': 2}, 4)
@@ -106,6 +107,7 @@ def test_results_do_not_depend_on_how_many_devices_share_the_batch():
     np.testing.assert_allclose(x, y, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_mix_over_the_whole_batch():
   """Mixing and masks are drawn before the batch is split."""
   settings = {'model.encoder.drop_path': 0.0}

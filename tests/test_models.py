@@ -306,6 +306,7 @@ def test_in_bfloat16_only_products_and_activations_are_bfloat16():
   assert products.count(np.dtype(jnp.bfloat16)) == 4 + 6 * (1 + 2) + 2 * 2
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32():
   outputs = {}
   for dtype in ('float32', 'bfloat16'):

@@ -68,6 +68,7 @@ def test_each_fold_is_held_out_once(folder, tmp_path, calls):
   assert found['metric'] == 'accuracy'
 
 
+@pytest.mark.slow
 def test_folds_train_for_real_and_go_on_where_they_stopped(folder):
   """The whole loop on one fold that is complete, and one that is new."""
   config = settings(folder, folds=('0', '2'))

@@ -87,8 +87,9 @@ def small(recipe, root, pretrained):
   return typed
 
 
-# Those of as2m, spc2 and esc50 differ from them in numbers.
-LIKE_OTHERS = ('finetune_as20k', 'finetune_spc1', 'finetune_voxceleb1')
+# Those of as2m, own and esc50 differ from them in numbers.
+LIKE_OTHERS = ('finetune_as20k', 'finetune_small', 'finetune_spc1',
+               'finetune_spc2', 'finetune_voxceleb1')
 
 
 @pytest.mark.parametrize('recipe', [

@@ -175,6 +175,7 @@ def test_a_second_run_in_the_same_place_is_refused(tmp_path):
       run(tiny(tmp_path))
 
 
+@pytest.mark.slow
 def test_clips_that_do_not_suit_the_model_are_warned_of(tmp_path, caplog):
   with caplog.at_level('INFO', 'audio_mae_jax'):
     run(tiny(tmp_path, **{'data.clip_s': 2.0, 'train.steps': 1,
