@@ -65,13 +65,14 @@ class Place:
     (self.path / 'answers.json').write_text(json.dumps(self.rules))
 
   def start(self, *argv, **env):
+    # A shell cannot trap what is ignored when it starts, as Ctrl-C is in
+    # whatever a script has put in the background: these tests, perhaps.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [str(x) for x in argv], cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-        env={**os.environ, **self.env, **env},
-        # A shell cannot trap what is ignored when it starts, as Ctrl-C is in
-        # whatever a script has put in the background: these tests, perhaps.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        env={**os.environ, **self.env, **env})
 
   def run(self, *argv, **env):
     process = self.start(*argv, **env)
