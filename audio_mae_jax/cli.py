@@ -33,6 +33,9 @@ _PROCESS_ID = flags.DEFINE_integer(
     'process_id', None, 'Which of them this one is, from 0.')
 _LOCAL_DEVICE_IDS = flags.DEFINE_list(
     'local_device_ids', None, 'GPUs of this process, of those that it sees.')
+flags.register_validator(
+    _LOCAL_DEVICE_IDS, lambda ids: all(i.isdecimal() for i in ids or ()),
+    'takes numbers of GPUs, e.g. --local_device_ids=0,1')
 _HEARTBEAT_S = flags.DEFINE_integer(
     'heartbeat_s', distributed.HEARTBEAT_S,
     'Seconds after which a process that is silent counts as lost.')
@@ -133,21 +136,26 @@ def _main(action, argv):
     distributed.meet()
     return status
   except Exception as error:
-    if distributed.lost_process(error):
-      text = ' '.join(str(error).split())
-      stop(f'Another process of this run has ended, or cannot be reached '
-           f'({text[:300]}). The first error among the logs of all processes '
-           'says why. The same command goes on from the last checkpoint.',
-           OUT_OF_REACH)
-    if isinstance(error, storage.Unreachable):
-      stop(error, OUT_OF_REACH)
-    if is_full(error):
-      stop(f'{error}. Make room, and the same command goes on from the last '
-           'checkpoint.')
-    if not is_users(error):
-      traceback.print_exc()
-      distributed.leave(CRASH)
-    stop(error)
+    end(error)
+
+
+def end(error: Exception):
+  """Ends this process with what `error` says, and the status that fits it."""
+  if distributed.lost_process(error):
+    text = ' '.join(str(error).split())
+    stop(f'Another process of this run has ended, or cannot be reached '
+         f'({text[:300]}). The first error among the logs of all processes '
+         'says why. The same command goes on from the last checkpoint.',
+         OUT_OF_REACH)
+  if isinstance(error, storage.Unreachable):
+    stop(error, OUT_OF_REACH)
+  if is_full(error):
+    stop(f'{error}. Make room, and the same command goes on from the last '
+         'checkpoint.')
+  if not is_users(error):
+    traceback.print_exception(error)
+    distributed.leave(CRASH)
+  stop(error)
 
 
 def _start():

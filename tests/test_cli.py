@@ -1,10 +1,14 @@
 """What the commands share; test_main.py runs one of them."""
 
+import errno
+import re
+
 import pytest
 
 from audio_mae_jax import cli
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import optim
+from audio_mae_jax import storage
 
 
 def test_a_run_is_named_after_its_recipe():
@@ -26,3 +30,15 @@ def test_only_what_this_package_raised_for_the_user_is_the_users():
   # The same kind of error out of a library, or from a mistake of ours.
   assert not cli.is_users(raised(lambda: int('x')))
   assert not cli.is_users(raised(lambda: config_lib.default().missing))
+
+
+@pytest.mark.parametrize('error, status, told', [
+    (storage.Unreachable('gs://b is away'), cli.OUT_OF_REACH, 'gs://b is away'),
+    (OSError(errno.ENOSPC, 'No space left', 'x'), 1,
+     'Make room, and the same command goes on'),
+    (KeyError('a mistake of ours'), cli.CRASH, 'Traceback|KeyError')])
+def test_statuses_say_whether_to_start_again(error, status, told, capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.end(error)
+  assert ended.value.code == status
+  assert re.search(told, capsys.readouterr().err)
