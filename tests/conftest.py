@@ -28,6 +28,13 @@ def compile_once(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def cache(pytestconfig):
+  """Compiled programs of the processes that tests start; kept from one run of
+  the tests to the next, as those of a run are from one start to the next."""
+  return pytestconfig.cache.mkdir('programs')
+
+
+@pytest.fixture(scope='session')
 def s3_store():
   import stores
   with stores.s3():

@@ -90,14 +90,18 @@ class Run:
     return any('tmp' in path.name
                for path in (self.workdir / 'checkpoints').glob('*'))
 
-  def until(self, condition, timeout=400) -> bool:
-    """Waits for `condition()`; False if a process ended before it held."""
+  def until(self, condition, timeout=400, every_s=0.02) -> bool:
+    """Waits for `condition()`; False if a process ended before it held.
+
+    It is asked `every_s` seconds: oftener takes from the runs the processor
+    that they need.
+    """
     end = time.monotonic() + timeout
     while not condition():
       if any(process.poll() is not None for process in self.processes):
         return False
       assert time.monotonic() < end, self.told()
-      time.sleep(0.005)
+      time.sleep(every_s)
     return True
 
   def wait(self, timeout=400) -> list[int]:

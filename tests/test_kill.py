@@ -81,8 +81,7 @@ def kill_when(process, condition):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-  cache = tmp_path_factory.mktemp('cache')
+def whole(cache, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('whole')
   finish(start(workdir, cache))
   return cache, end_of(workdir)

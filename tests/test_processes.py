@@ -12,12 +12,6 @@ LAST = processes.PRETRAIN['train.steps']
 RTOL = 2e-6
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  """Compiled programs, for all runs of this module."""
-  return tmp_path_factory.mktemp('cache')
-
-
 def recipe(folder, settings):
   folder.mkdir(exist_ok=True)
   return processes.write_recipe(folder / 'recipe.py', settings)

@@ -15,8 +15,7 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-  cache = tmp_path_factory.mktemp('cache')
+def whole(cache, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('whole')
   test_kill.finish(test_kill.start(workdir, cache))
   return cache, test_kill.end_of(workdir)
@@ -75,14 +74,13 @@ def test_a_second_run_on_a_store_is_refused(s3_store, whole, tmp_path):
 
 @pytest.mark.parametrize('scheme', ['s3', 'gs'])
 def test_two_processes_write_one_checkpoint_to_a_store(
-    request, scheme, tmp_path, monkeypatch):
+    request, scheme, cache, tmp_path, monkeypatch):
   request.getfixturevalue(f'{scheme}_store')
   place = stores.new_bucket(scheme) + '/run'
   monkeypatch.setenv('TMPDIR', str(tmp_path))
   recipe = processes.write_recipe(
       tmp_path / 'recipe.py', processes.PRETRAIN | {
           'train.steps': 10, 'mesh.data': 1, 'mesh.fsdp': -1})
-  cache = tmp_path / 'cache'
   with processes.Run(recipe, tmp_path / 'one', cache=cache) as run:
     run.finish()
   with processes.Run(recipe, place, count=2, cache=cache) as run:
@@ -97,8 +95,10 @@ def test_two_processes_write_one_checkpoint_to_a_store(
   params, _ = checkpoint.read_params(place)
   assert all(np.isfinite(x).all() for x in params.values())
   if scheme == 's3':
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
     with processes.Run(
         recipe, stores.new_bucket('s3') + '/run', count=2, cache=cache,
-        env={1: {'TMPDIR': str(cache)}}) as run:
+        env={1: {'TMPDIR': str(elsewhere)}}) as run:
       assert run.wait() == [1, 1], run.told()
     assert 'Process 1 does not see the folder' in run.told(0)
