@@ -18,9 +18,9 @@ import contextlib
 import logging
 
 from etils import epath
+from etils import epy
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import copies
@@ -30,6 +30,9 @@ from audio_mae_jax import meta as meta_lib
 from audio_mae_jax import storage
 from audio_mae_jax import trees
 from audio_mae_jax import workdirs
+
+with epy.lazy_imports():  # a third of what importing this package would take
+  import orbax.checkpoint as ocp
 
 _log = logging.getLogger(__name__)
 

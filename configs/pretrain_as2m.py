@@ -8,14 +8,38 @@ class_labels_indices.csv. 13.4 EFLOP: the paper took 36 h on 64 V100; at half
 the rate of an H200 it is about 9.4 h. Fine-tuned, the paper's model reaches an
 mAP of 47.3 on AudioSet-2M and 37.1 on AudioSet-20K.
 
-Numbers are the pre-training column of the paper's table 3.
+Numbers are the pre-training column of the paper's table 3. Lighter ones, of
+its table 1 but for the last two, by name, as
+--config=configs/pretrain_as2m.py:local8; docs/performance.md has their costs.
 """
 
 from audio_mae_jax import config as config_lib
 
+PRESETS = {
+    'default': {},
+    'local8': {'model.decoder.depth': 8},
+    'local2': {'model.decoder.depth': 2},
+    'narrow': {'model.decoder.width': 256},
+    'hybrid': {'model.decoder.name': 'hybrid', 'model.decoder.depth': 8},
+    'global8': {'model.decoder.name': 'global', 'model.decoder.depth': 8},
+    'small': {'model.encoder.variant': 'S'},
+    # Half of each clip, drawn anew each time.
+    'crop5': {'data.clip_s': 5.0, 'data.crop': 'random',
+              'frontend.num_frames': 512},
+    'small_local2_crop5': {
+        'model.encoder.variant': 'S', 'model.decoder.depth': 2,
+        'data.clip_s': 5.0, 'data.crop': 'random',
+        'frontend.num_frames': 512},
+}
 
-def get_config():
+
+def get_config(preset='default'):
+  if preset not in PRESETS:
+    raise ValueError(
+        f'pretrain_as2m has no preset {preset!r}; it has {", ".join(PRESETS)}.')
   config = config_lib.default()
+  if preset != 'default':  # each has a work directory of its own
+    config.name = f'pretrain_as2m_{preset}'
   config.model.encoder.variant = 'B'
   config.model.decoder.name = 'local'
   config.model.decoder.depth = 16
@@ -41,4 +65,5 @@ def get_config():
   config.optimizer.b2 = 0.95
   config.train.batch_size = 512
   config.train.epochs = 32.0  # 33 in the released script
+  config.update_from_flattened_dict(PRESETS[preset])
   return config

@@ -84,6 +84,15 @@ def test_importing_takes_no_tensorflow_and_no_torch(module):
   subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
 
 
+def test_importing_the_commands_waits_for_nothing_that_only_some_need():
+  """Half of the time to import is JAX; these would be a third of the rest."""
+  code = ('import sys, audio_mae_jax.main, audio_mae_jax.benchmark\n'
+          'bad = {"orbax.checkpoint", "grain", "sklearn", "scipy"} '
+          '& set(sys.modules)\n'
+          'assert not bad, bad')
+  subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
+
+
 def test_files_stay_small_enough_to_read():
   long = {path.name: n for path in MODULES
           if (n := len(path.read_text().splitlines())) > 330}

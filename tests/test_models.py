@@ -223,6 +223,13 @@ def test_scanning_and_recomputing_layers_change_no_value(settings):
         err_msg=name)
 
 
+def has_a_block(jaxpr):
+  """Its four products at the least; parts of it are recomputed always."""
+  inner = getattr(jaxpr, 'jaxpr', jaxpr)
+  return sum(eqn.primitive.name == 'dot_general'
+             for eqn in primitives(inner)) >= 4
+
+
 @pytest.mark.parametrize('overrides, scans, recomputed', [
     ({}, 0, 0), ({'scan_layers': True}, 2, 0), ({'remat': 'dots'}, 0, 2 + 2),
     ({'scan_layers': True, 'remat': 'full'}, 2, 2)])
@@ -239,7 +246,7 @@ def test_encoder_and_decoder_are_scanned_and_recomputed_as_asked(
       jax.eval_shape(task.init, jax.random.key(0)), inputs)
   found = [eqn for eqn in primitives(jaxpr.jaxpr)
            if eqn.primitive.name in ('scan', 'checkpoint', 'remat2', 'remat')
-           and eqn.params['jaxpr'].eqns]  # a stack may end in an empty group
+           and has_a_block(eqn.params['jaxpr'])]
   count = sum(eqn.primitive.name == 'scan' for eqn in found)
   assert (count, len(found) - count) == (scans, recomputed)
 

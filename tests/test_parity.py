@@ -22,6 +22,7 @@ from audio_mae_jax import losses
 from audio_mae_jax import masking
 from audio_mae_jax import patches
 from audio_mae_jax import trees
+from audio_mae_jax.models import layers
 from audio_mae_jax.models import mae
 from audio_mae_jax.models import window
 
@@ -156,6 +157,8 @@ def test_the_local_decoder_equals_the_released_one_with_dropout(monkeypatch):
     return jnp.where(next(draws), x / (1 - self.rate), 0)
 
   monkeypatch.setattr(nn.Dropout, '__call__', replay)
+  # Each block must be traced to take draws of its own.
+  monkeypatch.setattr(layers, 'once', lambda fn: fn)
   settings = tiny.config(tiny.LOCAL)
   recorded = Recorded(settings, local())
   mask = mask_of(goldens.under(local(), 'random80/'), settings)

@@ -28,7 +28,7 @@ import os
 import sys
 import threading
 
-import grain
+from etils import epy
 import jax
 import numpy as np
 
@@ -39,6 +39,9 @@ from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import files
 from audio_mae_jax.data import report as report_lib
 from audio_mae_jax.data import sampling
+
+with epy.lazy_imports():  # slow to import
+  import grain
 
 _MAX_THREADS = 16
 _MAX_TRIES = 1000  # clips in a row that may fail before the run gives up

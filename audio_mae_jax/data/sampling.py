@@ -9,12 +9,15 @@ import collections
 import itertools
 import threading
 
-import grain
+from etils import epy
 import numpy as np
 
 from audio_mae_jax import config
 from audio_mae_jax import registry
 from audio_mae_jax.data import files
+
+with epy.lazy_imports():  # slow to import
+  import grain
 
 _KEPT_EPOCHS = 2  # orders in memory: threads read ahead over an epoch's end
 

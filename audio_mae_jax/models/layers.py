@@ -13,6 +13,7 @@ import numpy as np
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import patches as patches_lib
+from audio_mae_jax.models import pointwise
 
 XAVIER = nn.initializers.xavier_uniform()  # released code, models_mae.py:165
 TOKEN = nn.initializers.normal(0.02)  # class and mask tokens, idem :158
@@ -31,16 +32,24 @@ def whole(x):
 
 
 class Dense(nn.Module):
-  """[..., D] -> [..., features], the product in `dtype`."""
+  """[..., D] -> [..., features], the product in `dtype`.
+
+  With `activation`, of what that makes of the input; the way back makes it
+  again, and the input alone is kept.
+  """
   features: int
   dtype: jnp.dtype
   bias_init: Callable = nn.initializers.zeros
+  activation: Callable | None = None
 
   @nn.compact
   def __call__(self, x):
     kernel = self.param('kernel', XAVIER, (x.shape[-1], self.features))
     bias = self.param('bias', self.bias_init, (self.features,))
-    y = x.astype(self.dtype) @ whole(kernel.astype(self.dtype))
+    product = jnp.matmul
+    if self.activation:
+      product = jax.checkpoint(lambda x, k: self.activation(x) @ k)
+    y = product(x.astype(self.dtype), whole(kernel.astype(self.dtype)))
     # In float32 for the way back: the bias' gradient is a sum over all tokens,
     # and XLA may add bfloat16 to bfloat16, one by one (40 % off in windows).
     return (y.astype(jnp.float32) + bias).astype(self.dtype)
@@ -50,10 +59,19 @@ def dense(features: int, dtype, name: str, **settings) -> Dense:
   return Dense(features, dtype, name=name, **settings)
 
 
-def layer_norm(dtype, name: str) -> nn.LayerNorm:
-  """Over channels, epsilon 1e-6; variance as mean squared deviation (exact)."""
-  return nn.LayerNorm(
-      epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+class LayerNorm(nn.Module):
+  """[..., D] -> [..., D] in `dtype`: over channels, statistics in float32."""
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    return pointwise.layer_norm(x, scale, bias).astype(self.dtype)
+
+
+def layer_norm(dtype, name: str) -> LayerNorm:
+  return LayerNorm(dtype, name=name)
 
 
 def positions(module: nn.Module, grid, width: int, patch: config_lib.Patch):
@@ -81,8 +99,8 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x):
     h = dense(self.hidden, self.dtype, 'fc1')(x)
-    h = nn.gelu(h, approximate=False)
-    return dense(x.shape[-1], self.dtype, 'fc2')(h)
+    return dense(
+        x.shape[-1], self.dtype, 'fc2', activation=pointwise.gelu)(h)
 
 
 def split_heads(qkv, heads: int):
@@ -148,6 +166,10 @@ REMAT = {
 }
 
 
+# Blocks that are alike are traced and lowered once, and called; XLA inlines them.
+once = jax.jit
+
+
 class Stack(nn.Module):
   """`depth` blocks in a row, with parameters `00`, `01`, ...
 
@@ -168,14 +190,7 @@ class Stack(nn.Module):
   def __call__(self, x, train: bool = False, every: bool = False):
     """[B, L, D] -> [B, L, D]; with `every`, a list of what each block gives."""
     members = [self.blocks(i) for i in range(min(self.period, self.depth))]
-    # The parameters of a whole block are one entry: blocks are applied as
-    # functions, so that a scan can loop over them.
-    layers = [
-        self.param(
-            f'{i:02d}',
-            lambda rng, i=i: members[i % self.period].init(
-                rng, x, train=False)['params'])
-        for i in range(self.depth)]
+    layers = self._parameters(members, x)
     draws = self._draws(x.shape[0]) if train else [{}] * self.depth
 
     def one_period(x, group):
@@ -187,7 +202,7 @@ class Stack(nn.Module):
         outputs.append(x)
       return x, outputs if every else []
 
-    one_period = REMAT[self.remat](one_period)
+    one_period = once(REMAT[self.remat](one_period))
     pairs = list(zip(layers, draws))
     groups = [pairs[i:i + self.period]
               for i in range(0, self.depth, self.period)]
@@ -203,6 +218,18 @@ class Stack(nn.Module):
       x, outputs = one_period(x, group)
       seen += outputs
     return seen if every else x
+
+  def _parameters(self, members, x):
+    """Of each block, as one entry: blocks are applied as functions, so that a
+    scan can loop over them."""
+    fresh = [
+        once(lambda rng, block=block: block.init(rng, x, train=False)['params'])
+        for block in members]
+    # `param` would trace the making of those that are there, to compare shapes.
+    return [
+        self.get_variable('params', name) if self.has_variable('params', name)
+        else self.param(name, fresh[i % len(fresh)])
+        for i, name in enumerate(f'{i:02d}' for i in range(self.depth))]
 
   def _draws(self, batch):
     """For each block, what is random in it."""
