@@ -166,7 +166,7 @@ REMAT = {
 }
 
 
-# Blocks that are alike are traced and lowered once, and called; XLA inlines them.
+# Blocks that are alike are traced and lowered once; XLA inlines the calls.
 once = jax.jit
 
 
