@@ -1,7 +1,9 @@
 """Every implementation of attention gives what its reference gives."""
 
 import functools
+import json
 import re
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +30,13 @@ OTHERS = ['blocks', 'cudnn', 'pallas']
 CASES = {  # B, grid, window, shift, H, D / H
     'odd numbers of clips and windows, shifted': (
         3, (12, 4), (4, 4), (2, 2), 2, 16),
+    'not shifted': (2, (8, 4), (4, 4), (0, 0), 2, 8),
     'more clips than a program takes, windows that fill the grid': (
         9, (4, 4), (4, 4), (2, 2), 1, 32),
     'windows and heads that need padding': (
         1, (12, 6), (6, 6), (2, 2), 3, 24),
 }
-SHIFTED = next(iter(CASES))
+SHIFTED, PLAIN, FILLED, PADDED = CASES
 PARTS = ('value', 'q', 'k', 'v', 'bias', 'tau')
 
 
@@ -82,8 +85,10 @@ def assert_close(got, want, tolerance, parts=PARTS):
     assert error < tolerance * (10 if part == 'tau' else 1), (part, error)
 
 
-@pytest.mark.parametrize('case', CASES)
-@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.parametrize('name, case', [
+    ('blocks', SHIFTED), ('blocks', PLAIN),
+    ('cudnn', SHIFTED), ('cudnn', FILLED),
+    ('pallas', SHIFTED), ('pallas', FILLED), ('pallas', PADDED)])
 def test_windows_are_attended_in_as_by_the_reference(name, case):
   assert_close(run(name, case), run('windows', case), 1e-5)
 
@@ -238,3 +243,15 @@ def test_what_cudnn_does_not_take_is_refused(shape, dtype, message):
     else:
       attention.windows(qkv, 2, jnp.zeros((2, 9, 9)), jnp.ones(2), None,
                         'cudnn')
+
+
+def test_the_benchmark_compares_what_runs_and_says_what_does_not(
+    tmp_path, capsys):
+  main = runpy.run_path('benchmarks/attention.py')['main']
+  main(['--kind=full', '--clips=1', '--tokens=5', '--width=16', '--heads=2',
+        '--rounds=2', '--dtype=float32', f'--output={tmp_path / "x.json"}'])
+  found = json.loads((tmp_path / 'x.json').read_text())['results']['5 tokens']
+  assert found['xla']['forward']['ratio'] == [1, 1, 1]
+  assert found['xla']['forward and backward']['gflop'] > 0
+  assert 'model.dtype=bfloat16' in found['cudnn']['refused']
+  assert 'cudnn: does not run here' in capsys.readouterr().out

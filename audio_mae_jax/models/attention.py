@@ -183,17 +183,19 @@ def _windows_cudnn(qkv, heads, bias, tau, mask):
   return dot_product_windows(qkv, heads, bias, tau, mask, 'cudnn')
 
 
-def dot_product_windows(qkv, heads, bias, tau, mask, implementation: str):
+def dot_product_windows(
+    qkv, heads, bias, tau, mask, implementation: str, together: int = 0):
   """`windows` as `jax.nn.dot_product_attention`, by that `implementation`.
 
-  Windows are grouped under a block mask, and blocks count as heads: so each has
-  its bias, and the gradient of that is one that cuDNN gives. Queries and keys
+  Windows are grouped under a block mask, so many `together`, by default as fill
+  a tile; and blocks count as heads: so each has its bias, and the gradient of
+  that is one that cuDNN gives. Queries and keys
   are normalised each on its own, with a floor of 1e-6; the reference's floor is
   under the product of their lengths. So the two differ where that product, or
   one of the lengths, is below 1e-6.
   """
   b, w, patches, _ = qkv.shape
-  together = windows_at_once(w, patches)
+  together = together or windows_at_once(w, patches)
   blocks, tokens = w // together, together * patches
   # cuDNN is not asked for differences of two infinities.
   mask = block_mask(mask, w, patches, together, apart=-1e9)

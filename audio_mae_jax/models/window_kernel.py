@@ -23,10 +23,12 @@ CLIPS = 8  # at most, for one program
 _FAR = -1e9  # added where there is no key; its exponential is 0
 
 
-def attend(qkv, heads: int, bias, tau, mask, *, interpret: bool = False):
+def attend(qkv, heads: int, bias, tau, mask, *, clips: int = CLIPS,
+           interpret: bool = False):
   """See `attention.windows`; `tau` is at its floor or above.
 
-  With `interpret`, the kernels run as plain operations on any platform.
+  A program works on at most so many `clips`. With `interpret`, the kernels run
+  as plain operations on any platform.
   """
   patches, width = qkv.shape[2], qkv.shape[3] // 3
   channels = width // heads
@@ -41,7 +43,7 @@ def attend(qkv, heads: int, bias, tau, mask, *, interpret: bool = False):
     if mask is not None:
       mask = np.pad(mask, [(0, 0), (0, rows), (0, rows)])
   qkv = qkv.reshape(*qkv.shape[:4], -1)
-  out = _attend(qkv, bias, tau, mask, interpret)
+  out = _attend(qkv, bias, tau, mask, dict(clips=clips, interpret=interpret))
   if rows or columns:
     out = out.reshape(*out.shape[:3], heads, -1)[:, :, :patches, :, :channels]
   return out.reshape(*out.shape[:2], patches, width)
@@ -51,19 +53,18 @@ def _tile(size):
   return max(16, pl.next_power_of_2(size))
 
 
-def _attend(qkv, bias, tau, mask, interpret):
+def _attend(qkv, bias, tau, mask, options):
   """[B, W, L, 3, D] -> [B, W, L, D], with L and D / H powers of two."""
-  mask = None if mask is None else jnp.asarray(mask)
 
   @jax.custom_vjp
   def run(qkv, bias, tau):
-    return _on_devices(_forward, mask, interpret, qkv, bias, tau)
+    return _on_devices(_forward, mask, options, qkv, bias, tau)
 
   def forward(*args):
     return run(*args), args
 
   def backward(args, gradient):
-    qkv, bias, tau = _on_devices(_backward, mask, interpret, *args, gradient)
+    qkv, bias, tau = _on_devices(_backward, mask, options, *args, gradient)
     # What the programs summed, each for its clips and window.
     return qkv, bias.sum((0, 1)), tau.sum((0, 1, 3))
 
@@ -71,9 +72,9 @@ def _attend(qkv, bias, tau, mask, interpret):
   return run(qkv, bias, tau)
 
 
-def _on_devices(call, mask, interpret, qkv, bias, tau, *gradient):
+def _on_devices(call, mask, options, qkv, bias, tau, *gradient):
   """`call` on the clips of each device: the partitioner cannot split it."""
-  call = functools.partial(call, interpret=interpret)
+  call = functools.partial(call, **options)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.size > 1 and qkv.shape[0] % mesh.size == 0 and not mesh.empty:
     clips, whole = (jax.sharding.PartitionSpec(x)
@@ -84,59 +85,63 @@ def _on_devices(call, mask, interpret, qkv, bias, tau, *gradient):
   return call(qkv, bias, tau, mask, *gradient)
 
 
-def _layout(qkv, heads):
-  """(clips a program, grid, block of the projection, block of the result)."""
+def _call(kernel, name, out, qkv, bias, tau, mask, gradient, *, clips,
+          interpret):
+  """`kernel` over all heads, windows and groups of clips.
+
+  `out(grid, block, rows)` gives shapes and blocks of what it writes; `block` is
+  what a program has of the projection, `rows` of the result.
+  """
+  if qkv.size >= 2**31:
+    raise ValueError(
+        f'model.attention=pallas counts in 32 bits, and the projection '
+        f'{qkv.shape} has {qkv.size} numbers. Use fewer clips a device: '
+        'optimizer.accumulate, or more devices.')
   b, w, patches, _, width = qkv.shape
-  clips = max(n for n in range(1, CLIPS + 1) if b % n == 0)
-  channels = width // heads
-  return clips, (heads, w, b // clips), pl.BlockSpec(
-      (clips, None, patches, 3, channels), lambda h, w, g: (g, w, 0, 0, h)
-      ), pl.BlockSpec(
-          (clips, None, patches, channels), lambda h, w, g: (g, w, 0, h))
-
-
-def _call(kernel, name, qkv, bias, tau, mask, gradient, out, interpret):
-  """`kernel` over all heads, windows and groups of clips."""
-  heads, patches, _ = bias.shape
-  clips, grid, block, result = _layout(qkv, heads)
-  of_head = pl.BlockSpec((None, patches, patches), lambda h, w, g: (h, 0, 0))
-  specs, args = [block, of_head, pl.BlockSpec((1,), lambda h, w, g: (h,))], [
-      qkv, bias, tau]
+  heads = bias.shape[0]
+  clips = max(n for n in range(1, clips + 1) if b % n == 0)
+  block = pl.BlockSpec((clips, None, patches, 3, width // heads),
+                       lambda h, w, g: (g, w, 0, 0, h))
+  rows = pl.BlockSpec((clips, None, patches, width // heads),
+                      lambda h, w, g: (g, w, 0, h))
+  scores = lambda index: pl.BlockSpec((None, patches, patches), index)
+  inputs = [(qkv, block), (bias, scores(lambda h, w, g: (h, 0, 0))),
+            (tau, pl.BlockSpec((1,), lambda h, w, g: (h,)))]
   if mask is not None:
-    specs.append(pl.BlockSpec(
-        (None, patches, patches), lambda h, w, g: (w, 0, 0)))
-    args.append(mask)
+    inputs.append((mask, scores(lambda h, w, g: (w, 0, 0))))
   if gradient is not None:
-    specs.append(result)
-    args.append(gradient)
-  out_shape, out_specs = out(clips, grid, block, result)
+    inputs.append((gradient, rows))
+  args, in_specs = zip(*inputs)
+  # Neighbours share what they read: the heads of a row lie side by side.
+  grid = heads, w, b // clips
+  out_shape, out_specs = out(grid, block, rows)
   return pl.pallas_call(
       functools.partial(kernel, clips=clips, masked=mask is not None),
-      grid=grid, in_specs=specs, out_specs=out_specs, out_shape=out_shape,
+      grid=grid, in_specs=in_specs, out_specs=out_specs, out_shape=out_shape,
       interpret=interpret, name=name,
       compiler_params=triton.CompilerParams(
           num_warps=max(1, patches // 16), num_stages=2))(*args)
 
 
-def _forward(qkv, bias, tau, mask, *, interpret):
-  shape = jax.ShapeDtypeStruct(
-      (*qkv.shape[:3], qkv.shape[-1]), qkv.dtype)
+def _forward(qkv, bias, tau, mask, **options):
+  shape = jax.ShapeDtypeStruct((*qkv.shape[:3], qkv.shape[-1]), qkv.dtype)
   return _call(
-      _forward_kernel, 'window_attention', qkv, bias, tau, mask, None,
-      lambda clips, grid, block, result: (shape, result), interpret)
+      _forward_kernel, 'window_attention', lambda grid, block, rows: (
+          shape, rows), qkv, bias, tau, mask, None, **options)
 
 
-def _backward(qkv, bias, tau, mask, gradient, *, interpret):
+def _backward(qkv, bias, tau, mask, gradient, **options):
   """Gradients: of `qkv`; of `bias` and `tau`, [groups, W, ...] parts."""
   patches = bias.shape[-1]
 
-  def out(clips, grid, block, result):
+  def out(grid, block, rows):
+    del rows
     heads, w, groups = grid
+    parts = groups, w, heads, patches
+    float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     return [
         jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
-        jax.ShapeDtypeStruct(
-            (groups, w, heads, patches, patches), jnp.float32),
-        jax.ShapeDtypeStruct((groups, w, heads, patches), jnp.float32)
+        float32(*parts, patches), float32(*parts)
     ], [
         block,
         pl.BlockSpec((None, None, None, patches, patches),
@@ -144,8 +149,8 @@ def _backward(qkv, bias, tau, mask, gradient, *, interpret):
         pl.BlockSpec((None, None, None, patches),
                      lambda h, w, g: (g, w, h, 0))]
 
-  return _call(_backward_kernel, 'window_attention_backward', qkv, bias, tau,
-               mask, gradient, out, interpret)
+  return _call(_backward_kernel, 'window_attention_backward', out, qkv, bias,
+               tau, mask, gradient, **options)
 
 
 def _scores(q, k, tau, bias):
