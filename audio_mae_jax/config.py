@@ -112,6 +112,7 @@ class Model:
   dtype: str = 'float32'  # of activations and products: float32 or bfloat16
   remat: str = 'none'  # recompute in the backward pass: none, dots, full
   scan_layers: bool = False  # one compiled block for all layers of a stack
+  attention: str = 'auto'  # for speed: a key of models.attention.CHOICES
 
 
 @dataclasses.dataclass(frozen=True)

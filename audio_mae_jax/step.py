@@ -98,6 +98,8 @@ def build(config: config_lib.Config, steps_per_epoch: int,
     ema = params if config.optimizer.ema_decay else None
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
 
+  # Known already here: what cannot run on these devices stops before data.
+  init = sharding.known(mesh, init)
   shapes = jax.eval_shape(init)
   placed = sharding.state(mesh, shapes)
   rows, whole = sharding.batch(mesh), sharding.replicated(mesh)

@@ -482,35 +482,6 @@ def test_a_window_block_mixes_only_patches_of_one_window():
     np.testing.assert_array_equal(changed, want)
 
 
-@pytest.mark.parametrize('windows, patches, together', [
-    (32, 16, 8), (2, 16, 2), (6, 36, 3), (34, 36, 2), (7, 16, 7), (11, 16, 1),
-    (4, 256, 1)])
-def test_windows_share_the_lanes_of_a_tpu(windows, patches, together):
-  assert window.windows_at_once(windows, patches) == together
-
-
-@pytest.mark.parametrize('shift', [(0, 0), (2, 2)])
-def test_windows_attended_in_together_do_not_see_each_other(shift):
-  grid, size = (16, 8), (4, 4)
-  rng = np.random.default_rng(0)
-  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  q, k, v = (draw(2, 8, 16, 3, 5) for _ in range(3))
-  bias, tau = draw(3, 16, 16), np.array([0.001, 0.1, 1], np.float32)
-  mask = window.shift_mask(grid, size, shift)
-  weight = draw(*v.shape)  # so that each output has a gradient of its own
-
-  def value_and_gradients(together):
-    def loss(*args):
-      y = window.attend(*args, mask=mask, together=together)
-      return (y * weight).sum(), y
-    return jax.jit(jax.value_and_grad(loss, range(5), has_aux=True))(
-        q, k, v, bias, tau)
-
-  for a, b in zip(jax.tree.leaves(value_and_gradients(1)),
-                  jax.tree.leaves(value_and_gradients(4))):
-    np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
-
-
 @pytest.mark.parametrize('platform', ['tpu', 'cpu', 'cuda'])
 def test_only_a_tpu_attends_in_windows_together(platform):
   block = window_block((16, 8), (4, 4), (2, 0))
@@ -560,6 +531,8 @@ def test_temperature_and_lengths_have_a_floor():
     ({'model.dtype': 'float16'}, "model.dtype='float16' is not known: float32, "
      'bfloat16.'),
     ({'model.remat': 'some'}, "model.remat='some' is not known."),
+    ({'model.attention': 'pallsa'}, "model.attention='pallsa' is not known. "
+     "Did you mean 'pallas'? Known: auto, xla, blocks, cudnn, pallas,"),
     ({'patch.positions': 'learnt'}, "patch.positions='learnt' is not known."),
 ])
 def test_a_model_that_cannot_be_built_is_refused(overrides, message):

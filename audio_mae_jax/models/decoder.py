@@ -47,6 +47,7 @@ class _Decoder(nn.Module):
   dtype: jnp.dtype
   scan: bool = False
   remat: str = 'none'
+  attention: str = 'auto'
 
   @nn.compact
   def __call__(self, x, grid, restore_ids, *, train=False):
@@ -61,7 +62,8 @@ class _Decoder(nn.Module):
 
   def global_stack(self, name, depth):
     return self.stack(name, depth, lambda i: layers.Block(
-        self.heads, self.mlp_ratio, self.dtype, parent=None))
+        self.heads, self.mlp_ratio, self.dtype, self.attention,
+        parent=None))
 
 
 class Global(_Decoder):
@@ -85,7 +87,8 @@ class Local(_Decoder):
     whole = window_lib.whole_windows(grid, self.window)
     stack = self.stack(name, self.depth, lambda i: window_lib.WindowBlock(
         whole, self.window, self.shift if i % 2 else (0, 0), self.heads,
-        self.mlp_ratio, self.bias_dropout, self.dtype, parent=None), period=2)
+        self.mlp_ratio, self.bias_dropout, self.dtype, self.attention,
+        parent=None), period=2)
     if whole == grid:
       return stack(x, train)
     x = stack(window_lib.extend(x, grid, whole), train)
@@ -113,4 +116,5 @@ def make(config: config_lib.Config) -> nn.Module:
       settings['width'], settings['heads'], 'model.decoder')
   return decoder(
       **settings, patch=config.patch, dtype=jnp.dtype(model.dtype),
-      scan=model.scan_layers, remat=model.remat)
+      scan=model.scan_layers, remat=model.remat,
+      attention=model.attention)

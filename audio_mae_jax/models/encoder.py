@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import registry
+from audio_mae_jax.models import attention
 from audio_mae_jax.models import layers
 
 VARIANTS = {  # width D, blocks, heads H
@@ -50,6 +51,7 @@ class Encoder(nn.Module):
   remat: str = 'none'
   final_norm: bool = True
   drop_path: float = 0.0
+  attention: str = 'auto'
 
   @nn.compact
   def __call__(self, patches, grid, keep_ids=None, *, train=False, every=False):
@@ -77,7 +79,8 @@ class Encoder(nn.Module):
     x = jnp.concatenate([token, x], axis=1)
     x = layers.Stack(
         lambda i: layers.Block(
-            self.heads, self.mlp_ratio, self.dtype, parent=None),
+            self.heads, self.mlp_ratio, self.dtype, self.attention,
+            parent=None),
         self.depth, scan=self.scan, remat=self.remat, drop_path=self.drop_path,
         name='blocks')(x, train, every)
     blocks, x = (x, x[-1]) if every else ([], x)
@@ -93,6 +96,7 @@ def make(config: config_lib.Config, final_norm: bool = True) -> Encoder:
     raise ValueError(
         f'model.dtype={model.dtype!r} is not known: float32, bfloat16.')
   registry.lookup(layers.REMAT, model.remat, 'model.remat')
+  registry.lookup(attention.CHOICES, model.attention, 'model.attention')
   width, depth, heads = sizes(model.encoder)
   rate = model.encoder.drop_path
   if not 0 <= rate < 1:
@@ -101,4 +105,5 @@ def make(config: config_lib.Config, final_norm: bool = True) -> Encoder:
         'by the branches of the last block: at least 0 (none) and below 1.')
   return Encoder(
       width, depth, heads, model.encoder.mlp_ratio, config.patch,
-      jnp.dtype(model.dtype), model.scan_layers, model.remat, final_norm, rate)
+      jnp.dtype(model.dtype), model.scan_layers, model.remat, final_norm, rate,
+      model.attention)

@@ -13,6 +13,7 @@ import numpy as np
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import patches as patches_lib
+from audio_mae_jax.models import attention
 from audio_mae_jax.models import pointwise
 
 XAVIER = nn.initializers.xavier_uniform()  # released code, models_mae.py:165
@@ -103,28 +104,17 @@ class Mlp(nn.Module):
         x.shape[-1], self.dtype, 'fc2', activation=pointwise.gelu)(h)
 
 
-def split_heads(qkv, heads: int):
-  """[..., L, 3 D] -> three arrays [..., L, H, D / H]: queries, keys, values."""
-  # Cut before heads are told apart: a TPU lays out each third on its own, and
-  # would copy all three with 32 of 128 lanes in use.
-  return [x.reshape(*x.shape[:-1], heads, -1)
-          for x in jnp.split(qkv, 3, axis=-1)]
-
-
 class Attention(nn.Module):
   """Multi-head self-attention over all tokens, [B, L, D] -> [B, L, D]."""
   heads: int
   dtype: jnp.dtype
+  implementation: str = 'auto'
 
   @nn.compact
   def __call__(self, x):
-    q, k, v = split_heads(
-        dense(3 * x.shape[-1], self.dtype, 'qkv')(x), self.heads)
-    logits = jnp.einsum(
-        'bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
-    out = jnp.einsum('bhqk,bkhd->bqhd', weights.astype(self.dtype), v)
-    return dense(x.shape[-1], self.dtype, 'proj')(out.reshape(x.shape))
+    qkv = dense(3 * x.shape[-1], self.dtype, 'qkv')(x)
+    out = attention.full(qkv, self.heads, self.implementation)
+    return dense(x.shape[-1], self.dtype, 'proj')(out)
 
 
 def drop_path(uniform, rate: float):
@@ -143,14 +133,15 @@ class Block(nn.Module):
   heads: int
   mlp_ratio: float
   dtype: jnp.dtype
+  attention: str = 'auto'
 
   @nn.compact
   def __call__(self, x, train: bool, kept=None):
     """`kept` float32 [2, B] scales attention and MLP of each clip, if given."""
     del train  # what is random is an argument
-    attention = Attention(self.heads, self.dtype, name='attn')
+    attend = Attention(self.heads, self.dtype, self.attention, name='attn')
     mlp = Mlp(round(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')
-    for i, branch in enumerate((attention, mlp)):
+    for i, branch in enumerate((attend, mlp)):
       y = branch(layer_norm(self.dtype, f'norm{i + 1}')(x))
       if kept is not None:  # a factor in bfloat16 would be off for all clips
         y = (y * kept[i][:, None, None]).astype(self.dtype)

@@ -8,10 +8,10 @@ log-spaced relative positions, and normalisation after each branch.
 import functools
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audio_mae_jax.models import attention
 from audio_mae_jax.models import layers
 
 
@@ -91,64 +91,6 @@ def shift_mask(grid, window, shift) -> np.ndarray | None:
       np.float32)
 
 
-def windows_at_once(windows: int, patches: int) -> int:
-  """How many windows a TPU attends in together; a divisor of `windows`.
-
-  Its vectors have 128 lanes, of which the 16 keys of one window would use 16.
-  """
-  return max(n for n in range(1, windows + 1)
-             if windows % n == 0 and (n == 1 or n * patches <= 128))
-
-
-def block_mask(mask, windows: int, patches: int, together: int):
-  """float32 [W / G, G L, G L]: `mask` [W, L, L] (or zeros) on the diagonal of
-  blocks of G = `together` windows, -inf between different windows."""
-  if together == 1:
-    return mask
-  blocks, member = windows // together, np.arange(together)
-  if mask is None:
-    mask = np.zeros((windows, patches, patches), np.float32)
-  out = np.full((blocks, together, patches, together, patches), -np.inf,
-                np.float32)
-  out[:, member, :, member] = mask.reshape(
-      blocks, together, patches, patches).swapaxes(0, 1)
-  return out.reshape(blocks, together * patches, together * patches)
-
-
-def attend(q, k, v, bias, tau, *, mask, together: int):
-  """Cosine attention inside each window, three [B, W, L, H, D / H] -> the same.
-
-  Args:
-    q, k, v: queries, keys, values.
-    bias: float32 [H, L, L], added to each pair's cosine over its temperature.
-    tau: float32 [H], temperatures; below 0.01 they count as that.
-    mask: float32 [W, L, L] to add as well, or None.
-    together: windows in one product of matrices, with what is between different
-      windows masked. The result does not depend on it.
-  """
-  b, w, patches, h, _ = q.shape
-  mask = block_mask(mask, w, patches, together)
-  bias = jnp.tile(bias, (1, together, together))
-  # [B, blocks, tokens, H, D / H]
-  qs, ks, vs = (
-      x.reshape(b, w // together, together * patches, h, -1)
-      for x in (q, k, v))
-  # The floor keeps the gradient at zero finite, and is far below the clamp.
-  length = lambda x: jnp.sqrt(jnp.maximum(
-      jnp.square(x.astype(jnp.float32)).sum(-1), 1e-30)).swapaxes(-1, -2)
-  # [B, blocks, H, q, k]; the reference clamps the product of lengths, not each.
-  lengths = length(qs)[..., :, None] * length(ks)[..., None, :]
-  logits = jnp.einsum(
-      'bwqhd,bwkhd->bwhqk', qs, ks, preferred_element_type=jnp.float32)
-  logits /= jnp.maximum(lengths, 1e-6)
-  logits /= jnp.maximum(tau, 0.01)[:, None, None]
-  logits += bias
-  if mask is not None:
-    logits += mask[:, None]
-  weights = jax.nn.softmax(logits).astype(v.dtype)
-  return jnp.einsum('bwhqk,bwkhd->bwqhd', weights, vs).reshape(v.shape)
-
-
 class RelativeBias(nn.Module):
   """[L * L, 2] -> [H, L, L]: what to add to the attention of each pair."""
   heads: int
@@ -169,19 +111,17 @@ class WindowAttention(nn.Module):
   window: tuple[int, int]
   bias_dropout: float
   dtype: jnp.dtype
+  implementation: str = 'auto'
 
   @nn.compact
   def __call__(self, x, mask, train: bool):
-    q, k, v = layers.split_heads(
-        layers.dense(3 * x.shape[-1], self.dtype, 'qkv')(x), self.heads)
+    qkv = layers.dense(3 * x.shape[-1], self.dtype, 'qkv')(x)
     tau = self.param('tau', nn.initializers.ones, (self.heads,))
     bias = RelativeBias(self.heads, self.bias_dropout, name='bias')(
         log_offsets(self.window), train)
-    by = lambda n: functools.partial(attend, mask=mask, together=n)
-    out = jax.lax.platform_dependent(
-        q, k, v, bias, tau, tpu=by(windows_at_once(*x.shape[1:3])),
-        default=by(1))
-    return layers.dense(x.shape[-1], self.dtype, 'proj')(out.reshape(x.shape))
+    out = attention.windows(
+        qkv, self.heads, bias, tau, mask, self.implementation)
+    return layers.dense(x.shape[-1], self.dtype, 'proj')(out)
 
 
 class WindowBlock(nn.Module):
@@ -196,25 +136,26 @@ class WindowBlock(nn.Module):
   mlp_ratio: float
   bias_dropout: float
   dtype: jnp.dtype
+  attention: str = 'auto'
 
   @nn.compact
   def __call__(self, x, train: bool):
     h = WindowAttention(
         self.heads, fit_window(self.grid, self.window, self.shift)[0],
-        self.bias_dropout, self.dtype, name='attn')
+        self.bias_dropout, self.dtype, self.attention, name='attn')
     x = x + layers.layer_norm(self.dtype, 'norm1')(self.attend(h, x, train))
     mlp = layers.Mlp(
         round(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')
     return x + layers.layer_norm(self.dtype, 'norm2')(mlp(x))
 
-  def attend(self, attention, x, train):
-    """`attention` over the windows of the shifted grid, [B, N, D] -> same."""
+  def attend(self, within, x, train):
+    """`within` over the windows of the shifted grid, [B, N, D] -> same."""
     (gt, gf), (b, _, d) = self.grid, x.shape
     window, shift = fit_window(self.grid, self.window, self.shift)
     y = x.reshape(b, gt, gf, d)
     if any(shift):
       y = jnp.roll(y, (-shift[0], -shift[1]), axis=(1, 2))
-    y = attention(
+    y = within(
         partition(y, window), shift_mask(self.grid, window, shift), train)
     y = merge(y, self.grid, window)
     if any(shift):
