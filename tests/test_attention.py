@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import re
 import runpy
 
@@ -12,6 +13,7 @@ import pytest
 import tiny
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import meta
 from audio_mae_jax import sharding
 from audio_mae_jax import step
 from audio_mae_jax.models import attention
@@ -225,6 +227,11 @@ def test_what_cannot_run_on_the_devices_is_refused_as_the_step_is_built(
   settings = tiny.config(tiny.MODEL, {'train.batch_size': 8, **overrides})
   with pytest.raises(ValueError, match=re.escape(message)):
     step.build(settings, 1)
+
+
+def test_a_run_may_go_on_with_another_implementation():
+  of = lambda name: meta.of(tiny.config({'model.attention': name}), {})
+  meta.check(of('xla'), of('pallas'), pathlib.Path('runs/x/checkpoints'))
 
 
 @pytest.mark.parametrize('shape, dtype, message', [

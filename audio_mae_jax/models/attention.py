@@ -96,9 +96,17 @@ def _full_cudnn(qkv, heads):
 
 def dot_product_full(qkv, heads, implementation: str):
   """`full` as `jax.nn.dot_product_attention`, by that `implementation`."""
+  b, tokens, _ = qkv.shape
+  lengths = {}
+  if tokens % 2:
+    # jax 0.10 refuses the gradient of odd lengths, with and without a bias:
+    # a token is added that no other attends to.
+    qkv = jnp.pad(qkv, [(0, 0), (0, 1), (0, 0)])
+    lengths = {f'{of}_seq_lengths': jnp.full(b, tokens, jnp.int32)
+               for of in ('query', 'key_value')}
   out = jax.nn.dot_product_attention(
-      *split_heads(qkv, heads), implementation=implementation)
-  return out.reshape(*out.shape[:2], -1)
+      *split_heads(qkv, heads), implementation=implementation, **lengths)
+  return out.reshape(*out.shape[:2], -1)[:, :tokens]
 
 
 def _check_cudnn(qkv, heads):
@@ -149,21 +157,15 @@ def _windows_xla(qkv, heads, bias, tau, mask, *, together=1):
   # [B, blocks, tokens, H, D / H]
   q, k, v = (x.reshape(b, w // together, together * patches, heads, -1)
              for x in split_heads(qkv, heads))
-  # One over each length. Its floor keeps gradients at zero finite, and has no
-  # part in the result: that is where the cosine's own floor reigns.
-  inverse = lambda x: jax.lax.rsqrt(jnp.maximum(
-      jnp.square(x.astype(jnp.float32)).sum(-1), 1e-24)).swapaxes(-1, -2)
-  of_q, of_k = inverse(q)[..., :, None], inverse(k)[..., None, :]
-  per_tau = (1 / tau)[:, None, None]
-  # [B, blocks, H, q, k]
+  # The floor keeps the gradient at zero finite, and is far below the clamp.
+  length = lambda x: jnp.sqrt(jnp.maximum(
+      jnp.square(x.astype(jnp.float32)).sum(-1), 1e-30)).swapaxes(-1, -2)
+  # [B, blocks, H, q, k]; as released, the product of lengths is clamped.
+  lengths = length(q)[..., :, None] * length(k)[..., None, :]
   logits = jnp.einsum(
       'bwqhd,bwkhd->bwhqk', q, k, preferred_element_type=jnp.float32)
-  # The product of lengths is at least 1e-6, not each. Two cases instead of a
-  # maximum, and rows and columns scaled one by one: so the way back is sums
-  # over scores, and takes a third less time on a CPU (docs/performance.md).
-  logits = jnp.where(
-      of_q * of_k < 1e6, logits * (of_q * per_tau) * of_k,
-      logits * (1e6 * per_tau))
+  logits /= jnp.maximum(lengths, 1e-6)
+  logits /= tau[:, None, None]
   logits += bias
   if mask is not None:
     logits += mask[:, None]

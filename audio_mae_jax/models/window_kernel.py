@@ -120,7 +120,7 @@ def _call(kernel, name, out, qkv, bias, tau, mask, gradient, *, clips,
       grid=grid, in_specs=in_specs, out_specs=out_specs, out_shape=out_shape,
       interpret=interpret, name=name,
       compiler_params=triton.CompilerParams(
-          num_warps=max(1, patches // 16), num_stages=2))(*args)
+          num_warps=min(max(patches**2 // 512, 1), 8), num_stages=2))(*args)
 
 
 def _forward(qkv, bias, tau, mask, **options):
