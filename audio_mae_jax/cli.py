@@ -1,6 +1,7 @@
 """What the commands of this package share: the recipe's flag, and how an error
 that the user can mend is told."""
 
+from collections.abc import Mapping
 import contextlib
 import errno
 import functools
@@ -14,6 +15,7 @@ import traceback
 from absl import app
 from absl import flags
 from absl import logging as absl_logging
+import jax
 from ml_collections import config_flags
 import tqdm
 
@@ -89,6 +91,19 @@ def log_to_terminal():
   ours.propagate = False
 
 
+def keep_programs(environ: Mapping[str, str] = os.environ):
+  """Lets later runs find what this one compiles, on accelerators.
+
+  In JAX's own cache, where the user has not given it a place. Not on CPUs: their
+  programs are for one kind of processor, and homes are shared between hosts.
+  """
+  if jax.config.jax_compilation_cache_dir or jax.default_backend() == 'cpu':
+    return
+  home = environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  jax.config.update('jax_compilation_cache_dir',
+                    os.path.join(home, 'audio_mae_jax', 'programs'))
+
+
 def run(action):
   """Calls `action(config)` with the recipe of the command line, and exits.
 
@@ -131,6 +146,7 @@ def _main(action, argv):
     distributed.initialize(_start())
     if not distributed.is_first():
       logging.getLogger('audio_mae_jax').setLevel(logging.WARNING)
+    keep_programs()
     status = action(config)
     # The first may be writing still, and JAX's own wait at the exit is short.
     distributed.meet()

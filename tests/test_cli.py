@@ -3,6 +3,7 @@
 import errno
 import re
 
+import jax
 import pytest
 
 from audio_mae_jax import cli
@@ -42,3 +43,34 @@ def test_statuses_say_whether_to_start_again(error, status, told, capsys):
     cli.end(error)
   assert ended.value.code == status
   assert re.search(told, capsys.readouterr().err)
+
+
+@pytest.fixture
+def cache_dir():
+  """Sets JAX's setting, and sets it back; returns how to read it."""
+  name = 'jax_compilation_cache_dir'
+  before = getattr(jax.config, name)
+
+  def now(place):
+    jax.config.update(name, place)
+    return lambda: getattr(jax.config, name)
+
+  yield now
+  jax.config.update(name, before)
+
+
+def test_programs_for_accelerators_are_kept_for_later_runs(
+    cache_dir, monkeypatch):
+  found = cache_dir(None)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  cli.keep_programs({'XDG_CACHE_HOME': '/caches'})
+  assert found() == '/caches/audio_mae_jax/programs'
+
+
+@pytest.mark.parametrize('given, backend', [('/mine', 'gpu'), (None, 'cpu')])
+def test_a_place_of_the_users_stays_and_cpus_have_none(
+    cache_dir, monkeypatch, given, backend):
+  found = cache_dir(given)
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  cli.keep_programs({'XDG_CACHE_HOME': '/caches'})
+  assert found() == given
