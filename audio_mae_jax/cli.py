@@ -94,8 +94,8 @@ def log_to_terminal():
 def keep_programs(environ: Mapping[str, str] = os.environ):
   """Lets later runs find what this one compiles, on accelerators.
 
-  In JAX's own cache, where the user has not given it a place. Not on CPUs: their
-  programs are for one kind of processor, and homes are shared between hosts.
+  In JAX's own cache, where the user has not given it a place. Not on CPUs:
+  such programs are for one processor, and homes are shared between hosts.
   """
   if jax.config.jax_compilation_cache_dir or jax.default_backend() == 'cpu':
     return
