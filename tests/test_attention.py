@@ -254,7 +254,8 @@ def test_what_cudnn_does_not_take_is_refused(shape, dtype, message):
 
 def test_the_benchmark_compares_what_runs_and_says_what_does_not(
     tmp_path, capsys):
-  main = runpy.run_path('benchmarks/attention.py')['main']
+  script = pathlib.Path(__file__).parents[1] / 'benchmarks/attention.py'
+  main = runpy.run_path(str(script))['main']
   main(['--kind=full', '--clips=1', '--tokens=5', '--width=16', '--heads=2',
         '--rounds=2', '--dtype=float32', f'--output={tmp_path / "x.json"}'])
   found = json.loads((tmp_path / 'x.json').read_text())['results']['5 tokens']
