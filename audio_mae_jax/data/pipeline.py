@@ -96,15 +96,14 @@ def train_batches(source: files.Source, cfg: config.Config, *,
   seed = cfg.train.seed
   order = sampling.make(source, cfg)
 
-  def row(i):
+  def row(i, audio):
     step, r = divmod(i, len(rows))
     position = step * cfg.train.batch_size + rows[r]
     return clips.replaced(
-        order, position, np.random.default_rng((seed, position)))
+        order, position, np.random.default_rng((seed, position)), audio)
 
   first = start_step * len(rows)
-  return _decoded(
-      grain.MapDataset.range(first, sys.maxsize).map(row), cfg, len(rows))
+  return _decoded(row, first, sys.maxsize, cfg, len(rows))
 
 
 def eval_batches(source: files.Source, cfg: config.Config, *,
@@ -120,13 +119,13 @@ def eval_batches(source: files.Source, cfg: config.Config, *,
   rows = _local_rows(cfg, process_index, process_count)
   num_batches = math.ceil(len(source) / cfg.train.batch_size)
 
-  def row(i):
+  def row(i, audio):
     batch, r = divmod(i, len(rows))
     index = batch * cfg.train.batch_size + rows[r]
-    return clips.or_silence(index if index < len(source) else _NO_CLIP)
+    return clips.or_silence(
+        index if index < len(source) else _NO_CLIP, audio)
 
-  return _decoded(
-      grain.MapDataset.range(num_batches * len(rows)).map(row), cfg, len(rows))
+  return _decoded(row, 0, num_batches * len(rows), cfg, len(rows))
 
 
 def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
@@ -163,18 +162,50 @@ class _Memory:
     self._lock = threading.Lock()
     self._kept = {}
 
-  def item(self, index, item):
-    """`item` with its samples in place of its file."""
+  def item(self, source, index):
+    """`source[index]` with its samples in place of its file."""
     samples = self._kept.get(index)
     if samples is None:
       samples = self._load(
-          item, num_samples=sys.maxsize, crop='start', rng=None)
+          source[index], num_samples=sys.maxsize, crop='start', rng=None)
       with self._lock:
         if index not in self._kept and samples.nbytes <= self._free:
           self._kept[index] = samples
           self._free -= samples.nbytes
     return {'audio': samples, 'sample_rate_hz': self._rate_hz,
-            'id': item['id']}
+            'id': source.name_of(index)}
+
+
+class _Batches:
+  """Memory of the batches under way: clips are decoded where they will lie.
+
+  Most of what a row of its own costs is its memory, which the system hands out
+  page by page; of a whole batch it takes large pages.
+  """
+
+  def __init__(self, batch_size, num_samples):
+    self._shape = (batch_size, num_samples)
+    self._lock = threading.Lock()
+    self._open = {}  # batch: [its memory, rows given out]
+
+  def row(self, i):
+    """Float32 [S]: where row i of all goes. Each is given out once."""
+    batch, place = divmod(i, self._shape[0])
+    with self._lock:
+      entry = self._open.setdefault(batch, [None, 0])
+      if entry[0] is None:
+        entry[0] = np.empty(self._shape, np.float32)
+      entry[1] += 1
+      if entry[1] == self._shape[0]:  # from here on its rows keep it
+        del self._open[batch]
+    return entry[0][place]
+
+
+def _stacked(rows):
+  """A batch of its rows; their audio lies together already."""
+  batch = {name: np.stack([row[name] for row in rows])
+           for name in rows[0] if name != 'audio'}
+  return {'audio': rows[0]['audio'].base, **batch}
 
 
 class _Clips:
@@ -197,10 +228,10 @@ class _Clips:
     if cfg.data.cache_gb:
       self._memory = _Memory(int(cfg.data.cache_gb * 1e9), load, rate_hz)
 
-  def replaced(self, order, position, rng):
+  def replaced(self, order, position, rng, audio):
     """The row of the clip at `position` or, where that is bad, of another one
-    of its epoch."""
-    row = self._row(order[position], rng)
+    of its epoch; its samples in `audio` [S]."""
+    row = self._row(order[position], rng, audio)
     if row is not None:
       return row
     # A walk with a step that has no common divisor with the number of clips
@@ -211,35 +242,34 @@ class _Clips:
     while math.gcd(stride, total) != 1:
       stride = int(rng.integers(1, total + 1))
     for k in range(1, min(total, _MAX_TRIES)):
-      row = self._row(order[first + (position + k * stride) % total], rng)
+      other = order[first + (position + k * stride) % total]
+      row = self._row(other, rng, audio)
       if row is not None:
         return row
     self._report.stop()
 
-  def or_silence(self, index):
+  def or_silence(self, index, audio):
     """The row of clip `index`, or one that is not valid."""
     # Evaluation crops at the start: nothing is drawn.
-    row = None if index == _NO_CLIP else self._row(index, rng=None)
+    row = None if index == _NO_CLIP else self._row(index, None, audio)
     if row is not None:
       return row
-    silence = np.zeros(self._num_samples, np.float32)
-    return self._as_row(silence, self._num_samples, index, (), valid=0.0)
+    audio[:] = 0
+    return self._as_row(audio, self._num_samples, index, (), valid=0.0)
 
-  def _row(self, index, rng):
-    item = self._source[index]
+  def _row(self, index, rng, audio):
+    source = self._source
     try:
-      samples = self._load(
-          self._memory.item(index, item) if self._memory else item, rng=rng)
+      item = (self._memory.item(source, index) if self._memory
+              else source[index])
+      samples = self._load(item, rng=rng, out=audio)
     except audio_io.BadAudio as error:
-      # The parts of one file share its name: a bad file counts once.
-      is_path = isinstance(item['audio'], (str, os.PathLike))
-      self._report.add(
-          os.fspath(item['audio']) if is_path else item['id'], str(error))
+      self._report.add(source.file_of(index), str(error))
       return None
     self._report.saw_good()
-    audio = np.zeros(self._num_samples, np.float32)
-    audio[:len(samples)] = samples
-    return self._as_row(audio, len(samples), index, item['labels'], valid=1.0)
+    audio[len(samples):] = 0
+    labels = () if self._num_classes is None else source.labels_of(index)
+    return self._as_row(audio, len(samples), index, labels, valid=1.0)
 
   def _as_row(self, audio, num_samples, index, labels, valid):
     row = {'audio': audio, 'num_samples': np.int32(num_samples),
@@ -261,13 +291,18 @@ def _local_rows(cfg, process_index, process_count):
   return range(process_index * local, (process_index + 1) * local)
 
 
-def _decoded(rows, cfg, batch_size):
-  """Batches of `rows`, computed in threads; a generator that can be closed."""
+def _decoded(row, start, stop, cfg, batch_size):
+  """Batches of the rows `row(i, audio)`, i from `start` to `stop`, computed in
+  threads; a generator that can be closed."""
+  memory = _Batches(batch_size, clip_samples(cfg))
   num_threads = cfg.data.num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
   options = grain.ReadOptions(
       num_threads=num_threads,
       prefetch_buffer_size=max(2 * num_threads, batch_size))
-  dataset = rows.to_iter_dataset(options).batch(batch_size)
+  dataset = grain.MapDataset.range(start, stop).map(
+      lambda i: row(i, memory.row(i)))
+  dataset = dataset.to_iter_dataset(options).batch(
+      batch_size, batch_fn=_stacked)
 
   def generate():
     iterator = iter(dataset)
