@@ -21,6 +21,7 @@ import soxr
 
 from audio_mae_jax import registry
 from audio_mae_jax import storage
+from audio_mae_jax.data import crops
 
 # Of a file at an address, for one request: ten seconds are a hundredth of it
 # to a tenth; of longer ones parts are read.
@@ -60,7 +61,7 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
   'start_s' and 'duration_s' (None: to the end) say which part of it may be
   used. The result depends on the arguments and the state of `rng` alone.
   """
-  take = registry.lookup(CROPS, crop, 'config.data.crop')
+  take = registry.lookup(crops.CROPS, crop, 'config.data.crop')
   registry.lookup(RESAMPLERS, resample, 'config.data.resample')
   mix = registry.lookup(CHANNELS, channels, 'config.data.channels')
   with _open(item) as recording:
@@ -289,43 +290,11 @@ def _reason(error):
   return ' '.join(text.removeprefix('Error : ').split()).rstrip('.')
 
 
-def _start(window, num_samples, rng, out):
-  """The first samples; a shorter window is returned whole."""
-  del rng
-  return window.read([(0, min(num_samples, window.num_samples))], out)
-
-
-def _random(window, num_samples, rng, out):
-  """From a uniform start that fits; a shorter window is returned whole."""
-  start = int(rng.integers(max(window.num_samples - num_samples, 0) + 1))
-  stop = min(start + num_samples, window.num_samples)
-  return window.read([(start, stop)], out)
-
-
-def _cyclic(window, num_samples, rng, out):
-  """From a uniform start, going on at the beginning when the end is reached."""
-  total = window.num_samples
-  start = int(rng.integers(total))
-  stop = start + num_samples
-  if stop <= total:
-    return window.read([(start, stop)], out)
-  if num_samples <= total:
-    return window.read([(start, total), (0, stop - total)], out)
-  whole = window.read([(0, total)], None)
-  repeated = np.resize(np.roll(whole, -start), num_samples)
-  if out is None:
-    return repeated
-  out[:] = repeated
-  return out
-
-
 def _mean(frames):
   if frames.shape[1] == 2:  # the same sum, in a fraction of the time
     return (frames[:, 0] + frames[:, 1]) / 2
   return frames.mean(axis=1)
 
-
-CROPS = {'random': _random, 'cyclic': _cyclic, 'start': _start}
 
 # soxr's names of its qualities; 'error' converts nothing.
 RESAMPLERS = {'soxr_hq': 'HQ', 'soxr_vhq': 'VHQ', 'error': None}

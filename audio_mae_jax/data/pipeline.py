@@ -36,6 +36,7 @@ from audio_mae_jax import config
 from audio_mae_jax import frontend
 from audio_mae_jax import registry
 from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import crops
 from audio_mae_jax.data import files
 from audio_mae_jax.data import report as report_lib
 from audio_mae_jax.data import sampling
@@ -62,7 +63,7 @@ def check(cfg: config.Config):
   if cfg.data.num_threads < 0:
     raise ValueError(f'config.data.num_threads={cfg.data.num_threads}; it '
                      'takes 0 (one per core) or more.')
-  registry.lookup(audio_io.CROPS, cfg.data.crop, 'config.data.crop')
+  registry.lookup(crops.CROPS, cfg.data.crop, 'config.data.crop')
   registry.lookup(
       audio_io.RESAMPLERS, cfg.data.resample, 'config.data.resample')
   clip_samples(cfg)

@@ -15,6 +15,7 @@ from audio_mae_jax import registry
 from audio_mae_jax import storage
 from audio_mae_jax.data import files
 from audio_mae_jax.data import manifests
+from audio_mae_jax.data import records
 from audio_mae_jax.data import tfds_source
 
 _DEMO = pathlib.Path(__file__).parent / 'demo'
@@ -163,6 +164,7 @@ def _files(rows, ids, base):
 SOURCES = {
     'folder': folder,
     'manifest': manifest,
+    'records': records.records,
     'tfds': tfds_source.Tfds,
     'synthetic': Synthetic,
     'demo': demo,
