@@ -25,6 +25,7 @@ import numpy as np
 import soundfile
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax.data import files as files_lib
 from audio_mae_jax.data import manifests
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import report
@@ -118,7 +119,7 @@ def tfds(place, clips, _):
   return Repeated(source)
 
 
-class Repeated:
+class Repeated(files_lib.Source):
   """The clips of a source, each listed many times."""
 
   def __init__(self, source):

@@ -51,10 +51,13 @@ class WrongRate(ValueError):
 def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
          rng: np.random.Generator, resample: str = 'soxr_hq',
          min_samples: int = 1, channels: str = 'mean',
+         dtype: type = np.float32,
          out: np.ndarray | None = None) -> np.ndarray:
   """The clip [<= num_samples] of `item` at `sample_rate_hz`, of one channel.
 
-  Float32; with `out` [num_samples] its first part, which is then filled.
+  Full scale is 1; with `dtype` int16 it is 2**15, for items that are stored so:
+  16 bits, one channel, at that rate. With `out` [num_samples] of that dtype the
+  result is its first part, which is then filled.
 
   `item` is an element of a source: 'audio' is a path or an address, the bytes
   of a file, or an array [n] or [n, channels] sampled at 'sample_rate_hz';
@@ -73,7 +76,7 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
           "config.data.resample='error' refuses to convert. Set "
           "config.data.resample='soxr_hq', or the sample rate of the files.")
     window = _Window(recording, item, sample_rate_hz, RESAMPLERS[resample],
-                     mix)
+                     mix, dtype)
     if window.num_samples < max(min_samples, 1):
       raise BadAudio(
           'empty' if not window.num_samples else
@@ -85,11 +88,12 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
 class _Window:
   """The usable part of a recording, by index at the model's rate."""
 
-  def __init__(self, recording, item, rate_hz, quality, mix):
+  def __init__(self, recording, item, rate_hz, quality, mix, dtype):
     self._recording = recording
     self._rate_hz = rate_hz
     self._quality = quality
     self._mix = mix
+    self._dtype = dtype
     start = round(item.get('start_s', 0.0) * recording.rate_hz)
     stop = recording.num_frames
     if stop and start >= stop:
@@ -104,10 +108,10 @@ class _Window:
   def read(self, parts, out):
     """Samples of the `parts` (start, stop) of the window, one after another.
 
-    Float32; in the first part of `out` if there is one.
+    In the first part of `out` if there is one.
     """
     total = sum(stop - start for start, stop in parts)
-    samples = np.empty(total, np.float32) if out is None else out[:total]
+    samples = np.empty(total, self._dtype) if out is None else out[:total]
     place = 0
     for start, stop in parts:
       self._fill(samples[place:place + stop - start], start, stop)
@@ -139,7 +143,10 @@ class _Window:
       raise BadAudio(
           f'truncated: {start + len(frames)} of {self._recording.num_frames} '
           'frames')
-    if frames.shape[1] > 1:
+    if out.dtype == np.int16:
+      assert frames.dtype == np.int16 and frames.shape[1] == 1
+      out[:] = frames[:, 0]
+    elif frames.shape[1] > 1:
       out[:] = self._mix(self._scaled(frames))
     else:
       self._scaled(frames[:, 0], out)

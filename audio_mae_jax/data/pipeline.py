@@ -26,7 +26,6 @@ import functools
 import math
 import os
 import sys
-import threading
 
 import grain
 import jax
@@ -38,6 +37,7 @@ from audio_mae_jax import registry
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import crops
 from audio_mae_jax.data import files
+from audio_mae_jax.data import memory as memory_lib
 from audio_mae_jax.data import report as report_lib
 from audio_mae_jax.data import sampling
 
@@ -89,8 +89,9 @@ def train_batches(source: files.Source, cfg: config.Config, *,
 
   Yields dicts of 'audio' float32 [B / P, S], 'num_samples' int32 [B / P],
   'index' int32 [B / P] and 'valid' float32 [B / P], all ones; `labelled`, also
-  'labels' float32 [B / P, C], 1 for each label. Close the generator to stop its
-  threads.
+  'labels' float32 [B / P, C], 1 for each label. Where all clips of the source
+  are stored as 16 bits at the model's rate, 'audio' is int16 up to `to_device`:
+  half of the bytes. Close the generator to stop its threads.
   """
   clips = _Clips(source, cfg, cfg.data.crop, report, labelled)
   rows = _local_rows(cfg, process_index, process_count)
@@ -104,7 +105,8 @@ def train_batches(source: files.Source, cfg: config.Config, *,
         order, position, np.random.default_rng((seed, position)), audio)
 
   first = start_step * len(rows)
-  return _decoded(row, first, sys.maxsize, cfg, len(rows))
+  memory = memory_lib.Batches(len(rows), clip_samples(cfg), clips.dtype)
+  return _decoded(row, first, sys.maxsize, cfg, memory)
 
 
 def eval_batches(source: files.Source, cfg: config.Config, *,
@@ -126,7 +128,8 @@ def eval_batches(source: files.Source, cfg: config.Config, *,
     return clips.or_silence(
         index if index < len(source) else _NO_CLIP, audio)
 
-  return _decoded(row, 0, num_batches * len(rows), cfg, len(rows))
+  memory = memory_lib.Batches(len(rows), clip_samples(cfg), clips.dtype)
+  return _decoded(row, 0, num_batches * len(rows), cfg, memory)
 
 
 def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
@@ -134,10 +137,15 @@ def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
 
   `sharding` splits the first dimension; the rows of this process must be those
   that it places on this process' devices, as a mesh in process order does.
-  Closes `batches` when it ends or is closed.
+  Audio becomes float32 there, if it is not. Closes `batches` when it ends or is
+  closed.
   """
   queue = collections.deque()
-  put = functools.partial(jax.make_array_from_process_local_data, sharding)
+
+  def put(value):
+    array = jax.make_array_from_process_local_data(sharding, value)
+    return _as_float(array) if array.dtype == np.int16 else array
+
   try:
     for batch in batches:
       queue.append({name: put(value) for name, value in batch.items()})
@@ -149,64 +157,10 @@ def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
     batches.close()
 
 
-class _Memory:
-  """Whole clips at the model's rate, decoded once; safe in threads.
-
-  Clips stay up to `max_bytes` in all; beyond that they are decoded at each use,
-  also as a whole, so that what a clip sounds like does not depend on what was
-  read before it (a coded file decodes differently from its middle).
-  """
-
-  def __init__(self, max_bytes, load, rate_hz):
-    self._free = max_bytes
-    self._load, self._rate_hz = load, rate_hz
-    self._lock = threading.Lock()
-    self._kept = {}
-
-  def item(self, source, index):
-    """`source[index]` with its samples in place of its file."""
-    samples = self._kept.get(index)
-    if samples is None:
-      samples = self._load(
-          source[index], num_samples=sys.maxsize, crop='start', rng=None)
-      with self._lock:
-        if index not in self._kept and samples.nbytes <= self._free:
-          self._kept[index] = samples
-          self._free -= samples.nbytes
-    return {'audio': samples, 'sample_rate_hz': self._rate_hz,
-            'id': source.name_of(index)}
-
-
-class _Batches:
-  """Memory of the batches under way: clips are decoded where they will lie.
-
-  Most of what a row of its own costs is its memory, which the system hands out
-  page by page; of a whole batch it takes large pages.
-  """
-
-  def __init__(self, batch_size, num_samples):
-    self._shape = (batch_size, num_samples)
-    self._lock = threading.Lock()
-    self._open = {}  # batch: [its memory, rows given out]
-
-  def row(self, i):
-    """Float32 [S]: where row i of all goes. Each is given out once."""
-    batch, place = divmod(i, self._shape[0])
-    with self._lock:
-      entry = self._open.setdefault(batch, [None, 0])
-      if entry[0] is None:
-        entry[0] = np.empty(self._shape, np.float32)
-      entry[1] += 1
-      if entry[1] == self._shape[0]:  # from here on its rows keep it
-        del self._open[batch]
-    return entry[0][place]
-
-
-def _stacked(rows):
-  """A batch of its rows; their audio lies together already."""
-  batch = {name: np.stack([row[name] for row in rows])
-           for name in rows[0] if name != 'audio'}
-  return {'audio': rows[0]['audio'].base, **batch}
+@jax.jit
+def _as_float(audio):
+  """Int16 -> float32 in -1 to 1; exact, as the host's would be."""
+  return audio.astype(np.float32) * np.float32(2**-15)
 
 
 class _Clips:
@@ -219,15 +173,17 @@ class _Clips:
     self._num_classes = cfg.model.classifier.num_classes if labelled else None
     self._num_samples = clip_samples(cfg)
     rate_hz = cfg.frontend.sample_rate_hz
+    self.dtype = np.int16 if source.pcm16_rate_hz == rate_hz else np.float32
     load = functools.partial(
         audio_io.load, sample_rate_hz=rate_hz, resample=cfg.data.resample,
-        channels=cfg.data.channels,
+        channels=cfg.data.channels, dtype=self.dtype,
         min_samples=frontend.min_samples(cfg.frontend))
     self._load = functools.partial(
         load, num_samples=self._num_samples, crop=crop)
     self._memory = None
     if cfg.data.cache_gb:
-      self._memory = _Memory(int(cfg.data.cache_gb * 1e9), load, rate_hz)
+      self._memory = memory_lib.Clips(
+          int(cfg.data.cache_gb * 1e9), load, rate_hz)
 
   def replaced(self, order, position, rng, audio):
     """The row of the clip at `position` or, where that is bad, of another one
@@ -292,10 +248,10 @@ def _local_rows(cfg, process_index, process_count):
   return range(process_index * local, (process_index + 1) * local)
 
 
-def _decoded(row, start, stop, cfg, batch_size):
+def _decoded(row, start, stop, cfg, memory):
   """Batches of the rows `row(i, audio)`, i from `start` to `stop`, computed in
   threads; a generator that can be closed."""
-  memory = _Batches(batch_size, clip_samples(cfg))
+  batch_size = memory.batch_size
   num_threads = cfg.data.num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
   options = grain.ReadOptions(
       num_threads=num_threads,
@@ -303,7 +259,7 @@ def _decoded(row, start, stop, cfg, batch_size):
   dataset = grain.MapDataset.range(start, stop).map(
       lambda i: row(i, memory.row(i)))
   dataset = dataset.to_iter_dataset(options).batch(
-      batch_size, batch_fn=_stacked)
+      batch_size, batch_fn=memory_lib.stacked)
 
   def generate():
     iterator = iter(dataset)

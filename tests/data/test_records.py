@@ -6,12 +6,14 @@ import os
 import threading
 
 import batching
+import jax
 import listing
 import numpy as np
 import pytest
 
 from audio_mae_jax import config
 from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import records
 from audio_mae_jax.data import report
 from audio_mae_jax.data import sources
@@ -48,6 +50,16 @@ def load(source, i):
                        crop='start', rng=None)
 
 
+def on_device(read, source, cfg):
+  """The first five batches, as a step gets them."""
+  batches = pipeline.to_device(
+      read(source, cfg, labelled=True,
+           report=report.BadFiles(source.num_files, cfg.data)),
+      jax.sharding.SingleDeviceSharding(jax.devices()[0]), 1)
+  return [{name: np.asarray(value) for name, value in batch.items()}
+          for batch in batching.take(batches, 5)]
+
+
 @pytest.mark.parametrize('encoding', shards.ENCODERS)
 def test_batches_are_those_of_the_files(folder, settings, tmp_path, encoding):
   """For 16-bit files at the model's rate, bit by bit."""
@@ -58,10 +70,13 @@ def test_batches_are_those_of_the_files(folder, settings, tmp_path, encoding):
     cfg = settings(4, **fields)
     cfg = dataclasses.replace(cfg, model=config.Model(
         classifier=config.Classifier(num_classes=3)))
-    batching.assert_equal(batching.train(old, cfg, 5, labelled=True),
-                          batching.train(new, cfg, 5, labelled=True))
-    batching.assert_equal(batching.evaluate(old, cfg, labelled=True),
-                          batching.evaluate(new, cfg, labelled=True))
+    for read in (pipeline.train_batches, pipeline.eval_batches):
+      batching.assert_equal(
+          on_device(read, old, cfg), on_device(read, new, cfg))
+  batch, = batching.train(new, settings(4), 1)
+  assert batch['audio'].dtype == np.int16  # half of the bytes up to there
+  other, = batching.train(new, settings(4, sample_rate_hz=8000), 1)
+  assert other['audio'].dtype == np.float32
 
 
 def test_clips_are_chosen_by_split_fold_and_class(folder):
