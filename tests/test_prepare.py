@@ -7,6 +7,7 @@ import json
 import shlex
 
 import jax.numpy as jnp
+import miniatures
 import numpy as np
 import pytest
 import recipes
@@ -25,19 +26,6 @@ from audio_mae_jax.prepare import speech
 @pytest.fixture(autouse=True)
 def no_data_root(monkeypatch):
   monkeypatch.delenv('AUDIO_MAE_DATA', raising=False)
-
-
-def tone(path, seconds=0.05, rate_hz=16000):
-  """A file of noise whose loudness its name decides."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  rng = np.random.default_rng(list(path.name.encode()))
-  soundfile.write(path, rng.uniform(-0.5, 0.5) * rng.normal(
-      size=round(seconds * rate_hz)), rate_hz, format='WAV', subtype='FLOAT')
-
-
-def text(path, content):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(content)
 
 
 def run(root, name, *options):
@@ -75,20 +63,8 @@ def refuse(capsys, root, name, *options):
 # ---- the data sets
 
 
-def write_esc50(root):
-  home = root / 'esc50/ESC-50-master'
-  rows = ['filename,fold,target,category,esc10,src_file,take']
-  for fold in (1, 2):
-    for target, category, ten in ((1, 'rooster', True), (2, 'pig', False)):
-      name = f'{fold}-{category}.wav'
-      rows.append(f'{name},{fold},{target},{category},{ten},1,A')
-      tone(home / 'audio' / name)
-  text(home / 'meta/esc50.csv', '\n'.join(rows) + '\n')
-  return home
-
-
 def test_esc50_has_folds_and_its_own_order_of_classes(tmp_path, capsys):
-  write_esc50(tmp_path)
+  miniatures.write_esc50(tmp_path)
   report, folder = run(tmp_path, 'esc50')
   source, found = clips(tmp_path, folder, folds='!2')
   assert source.class_names == ['rooster', 'pig']
@@ -106,7 +82,7 @@ def test_esc50_has_folds_and_its_own_order_of_classes(tmp_path, capsys):
 
 
 def test_esc10_lies_beside_it(tmp_path, capsys):
-  write_esc50(tmp_path)
+  miniatures.write_esc50(tmp_path)
   report, folder = run(tmp_path, 'esc50', '--subset', 'esc10')
   _, found = clips(tmp_path, folder)
   assert [labels for _, *labels in found] == [['rooster'], ['rooster']]
@@ -117,17 +93,9 @@ def test_esc10_lies_beside_it(tmp_path, capsys):
       capsys, tmp_path, 'esc50', '--subset', 'esc5')
 
 
-def write_words(home, words, valid, test, noise_s=0):
-  for path in words:
-    tone(home / path)
-  text(home / 'validation_list.txt', '\n'.join(valid) + '\n')
-  text(home / 'testing_list.txt', '\n'.join(test) + '\n')
-  tone(home / '_background_noise_/hum.wav', noise_s or 0.1)
-
-
 def test_speech_commands_2_has_its_lists(tmp_path, capsys):
   words = ['bed/a.wav', 'bed/b.wav', 'cat/a.wav', 'cat/b.wav', 'cat/c.wav']
-  write_words(tmp_path / 'speech_commands_v2', words, ['bed/b.wav'],
+  miniatures.write_words(tmp_path / 'speech_commands_v2', words, ['bed/b.wav'],
               ['cat/c.wav', 'cat/lost.wav'])
   report, folder = run(tmp_path, 'speech_commands_v2')
   assert clips(tmp_path, folder, False, split='train')[1] == [
@@ -146,11 +114,11 @@ def test_speech_commands_2_has_its_lists(tmp_path, capsys):
 def test_speech_commands_1_has_12_balanced_classes(tmp_path):
   home = tmp_path / 'speech_commands_v1'
   unknown = [f'cat/{i}.wav' for i in range(5)] + ['dog/a.wav']
-  write_words(home / 'speech_commands_v0.01',
+  miniatures.write_words(home / 'speech_commands_v0.01',
               [*unknown, 'yes/a.wav', 'yes/b.wav', 'go/a.wav', 'go/t.wav'],
               ['yes/b.wav'], ['go/t.wav'], noise_s=11.5)
   for label in ('yes', '_unknown_', '_silence_'):
-    tone(home / f'speech_commands_test_set_v0.01/{label}/t.wav')
+    miniatures.tone(home / f'speech_commands_test_set_v0.01/{label}/t.wav')
   report, folder = run(tmp_path, 'speech_commands_v1')
   source, train = clips(tmp_path, folder, split='train')
   assert source.class_names[9:] == ['go', '_silence_', '_unknown_']
@@ -180,12 +148,7 @@ def test_balancing_goes_round_the_clips_of_a_class():
 
 
 def test_voxceleb1_has_the_split_for_identification(tmp_path, capsys):
-  home = tmp_path / 'voxceleb1'
-  paths = ['id1/x/1.wav', 'id1/y/1.wav', 'id2/x/1.wav', 'id2/x/2.wav']
-  for path in paths:
-    tone(home / 'wav' / path)
-  text(home / 'iden_split.txt', ''.join(
-      f'{number} {path}\n' for number, path in zip((1, 3, 1, 2), paths)))
+  home = miniatures.write_voxceleb1(tmp_path)
   report, folder = run(tmp_path, 'voxceleb1')
   assert clips(tmp_path, folder, False, split='train')[1] == [
       ('wav/id1/x/1.wav', 'id1'), ('wav/id2/x/1.wav', 'id2')]
@@ -193,7 +156,7 @@ def test_voxceleb1_has_the_split_for_identification(tmp_path, capsys):
       ('wav/id1/y/1.wav', 'id1')]
   assert report['splits']['valid'] == {
       'clips': 1, 'files': 1, 'published': 6_904, 'rows': 1}
-  text(home / 'iden_split.txt', '4 id1/x/1.wav\n')
+  miniatures.text(home / 'iden_split.txt', '4 id1/x/1.wav\n')
   assert "has the line '4 id1/x/1.wav'; it takes 1, 2 or 3" in refuse(
       capsys, tmp_path, 'voxceleb1')
 
@@ -201,12 +164,13 @@ def test_voxceleb1_has_the_split_for_identification(tmp_path, capsys):
 def test_fsd50k_has_several_labels_a_clip(tmp_path, capsys):
   home = tmp_path / 'fsd50k'
   truth = home / 'FSD50K.ground_truth'
-  text(truth / 'vocabulary.csv', '0,Bark,/m/b\n1,Car,/m/c\n2,Zip,/m/z\n')
-  text(truth / 'dev.csv', 'fname,labels,mids,split\n'
+  miniatures.text(
+      truth / 'vocabulary.csv', '0,Bark,/m/b\n1,Car,/m/c\n2,Zip,/m/z\n')
+  miniatures.text(truth / 'dev.csv', 'fname,labels,mids,split\n'
        '1,"Car,Bark","/m/c,/m/b",train\n2,Car,/m/c,val\n')
-  text(truth / 'eval.csv', 'fname,labels,mids\n3,Bark,/m/b\n')
+  miniatures.text(truth / 'eval.csv', 'fname,labels,mids\n3,Bark,/m/b\n')
   for name in ('dev_audio/1', 'dev_audio/2', 'eval_audio/3'):
-    tone(home / f'FSD50K.{name}.wav', rate_hz=44100)
+    miniatures.tone(home / f'FSD50K.{name}.wav', rate_hz=44100)
   report, folder = run(tmp_path, 'fsd50k')
   assert [clips(tmp_path, folder, split=split)[1]
           for split in ('train', 'valid', 'test')] == [
@@ -218,34 +182,16 @@ def test_fsd50k_has_several_labels_a_clip(tmp_path, capsys):
   assert report['sample_rates_hz'] == {'44100': 3}
   said = capsys.readouterr().out
   assert '3 classes of 0 to 2 clips, median 2\n  without clips: Zip\n' in said
-  text(truth / 'eval.csv', 'fname,labels,mids\n3,Bark,/m/q\n')
+  miniatures.text(truth / 'eval.csv', 'fname,labels,mids\n3,Bark,/m/q\n')
   assert "label '/m/q', which the class table of" in refuse(
       capsys, tmp_path, 'fsd50k')
-  text(truth / 'eval.csv', 'fname,labels\n3,Bark\n')
+  miniatures.text(truth / 'eval.csv', 'fname,labels\n3,Bark\n')
   assert "eval.csv lacks the column 'mids'" in refuse(
       capsys, tmp_path, 'fsd50k')
 
 
-def write_audioset(root):
-  home = root / 'audioset'
-  text(home / 'class_labels_indices.csv',
-       'index,mid,display_name\n0,/m/a,Speech\n1,/m/b,"Bark, dog"\n')
-  head = '# Segments csv\n# num_ytids=3\n# YTID, start_seconds, end_seconds\n'
-  text(home / 'balanced_train_segments.csv', head
-       + '--aaaaaaaaa, 0.000, 10.000, "/m/a,/m/b"\n'
-       + 'Ybbbbbbbbbb, 1.000, 11.000, "/m/b"\n'
-       + 'ccccccccccc, 1.000, 11.000, "/m/b"\n')
-  text(home / 'eval_segments.csv', head
-       + 'ddddddddddd, 0.000, 10.000, "/m/a"\n')
-  for name in ('balanced_train/Y--aaaaaaaaa.wav',
-               'balanced_train/a/Ybbbbbbbbbb.wav',
-               'eval/ddddddddddd_30.000.wav'):
-    tone(home / 'audio' / name)
-  return home
-
-
 def test_audioset_takes_what_could_be_downloaded(tmp_path, capsys):
-  write_audioset(tmp_path)
+  miniatures.write_audioset(tmp_path)
   report, folder = run(tmp_path, 'audioset')
   source, found = clips(tmp_path, folder, split='balanced')
   assert source.class_names == ['Speech', 'Bark, dog']
@@ -267,12 +213,12 @@ def test_audioset_takes_what_could_be_downloaded(tmp_path, capsys):
 
 
 def test_audioset_without_audio_says_where_it_looked(tmp_path, capsys):
-  home = write_audioset(tmp_path)
+  home = miniatures.write_audioset(tmp_path)
   (home / 'audio').rename(home / 'sound')
   assert ('looked for the folders balanced_train, unbalanced_train, eval with '
           'files named YTID.wav') in refuse(capsys, tmp_path, 'audioset')
   (home / 'sound').rename(home / 'audio')
-  text(home / 'eval_segments.csv', 'ddddddddddd, 0.000\n')
+  miniatures.text(home / 'eval_segments.csv', 'ddddddddddd, 0.000\n')
   assert "it takes YTID, start, end, \"labels\"" in refuse(
       capsys, tmp_path, 'audioset')
 
@@ -297,7 +243,7 @@ def test_a_part_that_is_missing_is_named(
 def test_folders_of_classes_get_a_validation_split(tmp_path, capsys):
   for label, count in (('cat', 10), ('dog', 20)):
     for i in range(count):
-      tone(tmp_path / f'sounds/{label}/{i}.wav')
+      miniatures.tone(tmp_path / f'sounds/{label}/{i}.wav')
   report, folder = run(tmp_path, 'folder', '--path', 'sounds')
   valid = clips(tmp_path, folder, False, split='valid')[1]
   assert [label for _, label in valid] == ['cat', 'dog', 'dog']
@@ -313,7 +259,7 @@ def test_folders_of_classes_get_a_validation_split(tmp_path, capsys):
 
 def test_folders_named_after_splits_are_splits(tmp_path, capsys):
   for name in ('train/cat/a', 'train/dog/a', 'valid/cat/b'):
-    tone(tmp_path / f'own/{name}.wav')
+    miniatures.tone(tmp_path / f'own/{name}.wav')
   report, folder = run(tmp_path, 'folder')
   assert clips(tmp_path, folder, False, split='train')[1] == [
       ('train/cat/a.wav', 'cat'), ('train/dog/a.wav', 'dog')]
@@ -323,8 +269,8 @@ def test_folders_named_after_splits_are_splits(tmp_path, capsys):
 
 
 def test_a_csv_keeps_folds_parts_and_repeats(tmp_path, capsys):
-  tone(tmp_path / 'lists/a.wav', 1.0)
-  text(tmp_path / 'lists/mine.csv',
+  miniatures.tone(tmp_path / 'lists/a.wav', 1.0)
+  miniatures.text(tmp_path / 'lists/mine.csv',
        'path,labels,fold,start_s,duration_s\n'
        'a.wav,x;y,1,0.25,0.5\na.wav,x;y,1,0.25,0.5\na.wav,,2,,\n')
   report, folder = run(tmp_path, 'csv', '--manifest', 'lists/mine.csv')
@@ -335,15 +281,15 @@ def test_a_csv_keeps_folds_parts_and_repeats(tmp_path, capsys):
   assert report['unlabelled'] == 1
   assert report['duration_s'] == {'min': 0.5, 'median': 0.75, 'max': 1.0}
   assert 'without a label: 1 clips' in capsys.readouterr().out
-  text(tmp_path / 'own/mine.csv', 'path\n../lists/a.wav\n')
+  miniatures.text(tmp_path / 'own/mine.csv', 'path\n../lists/a.wav\n')
   assert 'lies where the result is written' in refuse(
       capsys, tmp_path, 'csv', '--manifest', 'own/mine.csv')
   assert '--manifest is empty' in refuse(capsys, tmp_path, 'csv')
 
 
 def test_a_part_that_does_not_exist_leaves_the_others(tmp_path):
-  tone(tmp_path / 'a.wav', 0.4)
-  text(tmp_path / 'm.csv', 'path,label,split,start_s,duration_s\n'
+  miniatures.tone(tmp_path / 'a.wav', 0.4)
+  miniatures.text(tmp_path / 'm.csv', 'path,label,split,start_s,duration_s\n'
        'a.wav,x,train,0,0.2\na.wav,x,train,3,0.2\n')
   report, _ = run(tmp_path, 'csv', '--manifest', 'm.csv', '--valid', '0')
   assert list(report['broken']) == ['../a.wav@3s']
@@ -354,9 +300,9 @@ def test_a_part_that_does_not_exist_leaves_the_others(tmp_path):
 def test_parts_of_a_recording_stay_in_one_split(tmp_path):
   rows = ['path,label,start_s,duration_s']
   for i in range(6):
-    tone(tmp_path / f'{i}.wav', 0.4)
+    miniatures.tone(tmp_path / f'{i}.wav', 0.4)
     rows += [f'{i}.wav,x,{start},0.2' for start in (0, 0.2)]
-  text(tmp_path / 'm.csv', '\n'.join(rows) + '\n')
+  miniatures.text(tmp_path / 'm.csv', '\n'.join(rows) + '\n')
   run(tmp_path, 'csv', '--manifest', 'm.csv', '--valid', '0.5')
   found = manifests.read(str(tmp_path / 'own/manifest.csv'))
   split = {row.path: row.split for row in found}
@@ -365,9 +311,9 @@ def test_parts_of_a_recording_stay_in_one_split(tmp_path):
 
 
 def test_paths_outside_the_root_stay_absolute(tmp_path):
-  tone(tmp_path / 'away/a.wav')
-  tone(tmp_path / 'away/b.wav')
-  text(tmp_path / 'root/m.csv', 'path,label\n'
+  miniatures.tone(tmp_path / 'away/a.wav')
+  miniatures.tone(tmp_path / 'away/b.wav')
+  miniatures.text(tmp_path / 'root/m.csv', 'path,label\n'
        f'{tmp_path}/away/a.wav,x\n{tmp_path}/away/b.wav,x\n')
   run(tmp_path / 'root', 'csv', '--manifest', 'm.csv')
   assert [row.path for row in manifests.read(
@@ -381,7 +327,7 @@ def test_paths_outside_the_root_stay_absolute(tmp_path):
 def test_broken_clips_are_named_and_left_out(tmp_path, capsys):
   home = tmp_path / 'own'
   for name in ('good', 'cut', 'nan', 'short'):
-    tone(home / f'x/{name}.wav', 0.001 if name == 'short' else 0.5)
+    miniatures.tone(home / f'x/{name}.wav', 0.001 if name == 'short' else 0.5)
   (home / 'x/none.wav').write_bytes(b'')
   cut = (home / 'x/cut.wav').read_bytes()
   (home / 'x/cut.wav').write_bytes(cut[:len(cut) // 2])
@@ -406,8 +352,8 @@ def test_samples_are_seen_by_measuring_and_by_decode(tmp_path):
     samples = np.zeros(8000, np.float32)
     samples[-1] = np.nan
     soundfile.write(tmp_path / f'{i}.wav', samples, 16000, subtype='FLOAT')
-  tone(tmp_path / '3.wav', 0.5)
-  text(tmp_path / 'm.csv', 'path,label,split\n' + ''.join(
+  miniatures.tone(tmp_path / '3.wav', 0.5)
+  miniatures.text(tmp_path / 'm.csv', 'path,label,split\n' + ''.join(
       f'{i}.wav,x,{split}\n' for i, split in enumerate(
           ('train', 'valid', 'valid', 'train'))))
   report, _ = run(tmp_path, 'csv', '--manifest', 'm.csv')
@@ -419,7 +365,7 @@ def test_samples_are_seen_by_measuring_and_by_decode(tmp_path):
 
 
 def test_nothing_but_broken_clips_is_an_error(tmp_path, capsys):
-  text(tmp_path / 'own/x/a.wav', 'no audio')
+  miniatures.text(tmp_path / 'own/x/a.wav', 'no audio')
   assert ('None of the 1 clips of folder can be used; the first, '
           f'{tmp_path}/own/x/a.wav: unreadable') in refuse(
               capsys, tmp_path, 'folder')
@@ -429,9 +375,9 @@ def test_nothing_but_broken_clips_is_an_error(tmp_path, capsys):
 def test_mean_and_std_are_those_of_whole_frames(tmp_path, capsys):
   waveforms = []
   for i, seconds in enumerate((0.3, 0.12, 0.5)):
-    tone(tmp_path / f'own/train/x/{i}.wav', seconds)
+    miniatures.tone(tmp_path / f'own/train/x/{i}.wav', seconds)
     waveforms.append(soundfile.read(tmp_path / f'own/train/x/{i}.wav')[0])
-  tone(tmp_path / 'own/valid/x/loud.wav', 0.4)
+  miniatures.tone(tmp_path / 'own/valid/x/loud.wav', 0.4)
   report, _ = run(tmp_path, 'folder', '--clips', '0')
   cells = np.concatenate([np.asarray(frontend.log_mel(
       jnp.asarray(w - w.mean(), jnp.float32)[None], config_lib.Frontend()),
@@ -449,7 +395,7 @@ def test_mean_and_std_are_those_of_whole_frames(tmp_path, capsys):
 def test_some_clips_are_drawn_by_the_seed(tmp_path):
   rows = []
   for i in range(8):
-    tone(tmp_path / f'{i}.wav')
+    miniatures.tone(tmp_path / f'{i}.wav')
     rows.append(manifests.Row(str(tmp_path / f'{i}.wav')))
   measure = lambda count, seed: levels.measure(rows, 0.05, count, seed)[0]
   assert measure(2, 0) == measure(2, 0)
@@ -459,7 +405,7 @@ def test_some_clips_are_drawn_by_the_seed(tmp_path):
 
 
 def test_long_clips_give_a_part(tmp_path):
-  tone(tmp_path / 'a.wav', 1.0)
+  miniatures.tone(tmp_path / 'a.wav', 1.0)
   level, _ = levels.measure([manifests.Row(str(tmp_path / 'a.wav'))], 0.1, 0)
   assert level.frames == 8
 
@@ -484,9 +430,9 @@ def test_the_next_command_fits_short_clips_of_several_labels(
     tmp_path, capsys):
   rows = ['path,labels,split']
   for i in range(6):
-    tone(tmp_path / f'{i}.wav', 0.4)
+    miniatures.tone(tmp_path / f'{i}.wav', 0.4)
     rows.append(f'{i}.wav,x;y,{("train", "test")[i == 5]}')
-  text(tmp_path / 'm.csv', '\n'.join(rows) + '\n')
+  miniatures.text(tmp_path / 'm.csv', '\n'.join(rows) + '\n')
   report, folder = run(
       tmp_path, 'csv', '--manifest', 'm.csv', '--valid', '0.2')
   config = recipe_with_flags(capsys.readouterr().out)
@@ -502,8 +448,8 @@ def test_the_next_command_fits_short_clips_of_several_labels(
 
 def test_the_next_command_goes_over_folds(tmp_path, capsys):
   for i in range(2):
-    tone(tmp_path / f'{i}.wav', 11)
-  text(tmp_path / 'm.csv', 'path,label,fold\n0.wav,x,a\n1.wav,y,b\n')
+    miniatures.tone(tmp_path / f'{i}.wav', 11)
+  miniatures.text(tmp_path / 'm.csv', 'path,label,fold\n0.wav,x,a\n1.wav,y,b\n')
   run(tmp_path, 'csv', '--manifest', 'm.csv')
   config = recipe_with_flags(capsys.readouterr().out)
   assert config.folds == ('a', 'b')
@@ -515,8 +461,8 @@ def test_the_next_command_goes_over_folds(tmp_path, capsys):
 
 
 def test_other_names_of_splits_are_for_the_user_to_tell(tmp_path, capsys):
-  tone(tmp_path / 'a.wav')
-  text(tmp_path / 'm.csv', 'path,label,split\na.wav,x,dev\n')
+  miniatures.tone(tmp_path / 'a.wav')
+  miniatures.text(tmp_path / 'm.csv', 'path,label,split\na.wav,x,dev\n')
   report, _ = run(tmp_path, 'csv', '--manifest', 'm.csv')
   assert report['frontend']['clips'] == 1
   said = capsys.readouterr().out
@@ -537,7 +483,7 @@ def test_wrong_options_are_refused(tmp_path, capsys, arguments, message):
 
 
 def test_the_manifest_is_plain_csv(tmp_path):
-  write_esc50(tmp_path)
+  miniatures.write_esc50(tmp_path)
   run(tmp_path, 'esc50')
   with open(tmp_path / 'esc50/manifest.csv', newline='') as file:
     rows = list(csv.DictReader(file))

@@ -21,6 +21,7 @@ import soxr
 
 from audio_mae_jax import registry
 from audio_mae_jax import storage
+from audio_mae_jax.data import crops
 
 # Of a file at an address, for one request: ten seconds are a hundredth of it
 # to a tenth; of longer ones parts are read.
@@ -43,27 +44,27 @@ class BadAudio(Exception):
   """The clip cannot be used; the message is the reason, in a few words."""
 
 
-CHANNELS = {  # [n, channels] -> [n]
-    'mean': lambda frames: frames.mean(axis=1),
-    'first': lambda frames: frames[:, 0],
-}
-
-
 class WrongRate(ValueError):
   """A file's rate differs from the model's and may not be converted."""
 
 
 def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
          rng: np.random.Generator, resample: str = 'soxr_hq',
-         min_samples: int = 1, channels: str = 'mean') -> np.ndarray:
+         min_samples: int = 1, channels: str = 'mean',
+         dtype: type = np.float32,
+         out: np.ndarray | None = None) -> np.ndarray:
   """The clip [<= num_samples] of `item` at `sample_rate_hz`, of one channel.
+
+  Full scale is 1; with `dtype` int16 it is 2**15, for items that are stored so:
+  16 bits, one channel, at that rate. With `out` [num_samples] of that dtype the
+  result is its first part, which is then filled.
 
   `item` is an element of a source: 'audio' is a path or an address, the bytes
   of a file, or an array [n] or [n, channels] sampled at 'sample_rate_hz';
   'start_s' and 'duration_s' (None: to the end) say which part of it may be
   used. The result depends on the arguments and the state of `rng` alone.
   """
-  take = registry.lookup(CROPS, crop, 'config.data.crop')
+  take = registry.lookup(crops.CROPS, crop, 'config.data.crop')
   registry.lookup(RESAMPLERS, resample, 'config.data.resample')
   mix = registry.lookup(CHANNELS, channels, 'config.data.channels')
   with _open(item) as recording:
@@ -75,23 +76,24 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
           "config.data.resample='error' refuses to convert. Set "
           "config.data.resample='soxr_hq', or the sample rate of the files.")
     window = _Window(recording, item, sample_rate_hz, RESAMPLERS[resample],
-                     mix)
+                     mix, dtype)
     if window.num_samples < max(min_samples, 1):
       raise BadAudio(
           'empty' if not window.num_samples else
           f'too short: {window.num_samples / sample_rate_hz:.4f} s, the model '
           f'needs {min_samples / sample_rate_hz:.4f} s')
-    return take(window, num_samples, rng)
+    return take(window, num_samples, rng, out)
 
 
 class _Window:
   """The usable part of a recording, by index at the model's rate."""
 
-  def __init__(self, recording, item, rate_hz, quality, mix):
+  def __init__(self, recording, item, rate_hz, quality, mix, dtype):
     self._recording = recording
     self._rate_hz = rate_hz
     self._quality = quality
     self._mix = mix
+    self._dtype = dtype
     start = round(item.get('start_s', 0.0) * recording.rate_hz)
     stop = recording.num_frames
     if stop and start >= stop:
@@ -103,11 +105,24 @@ class _Window:
     self._start, self._stop = start, stop
     self.num_samples = max(stop - start, 0) * rate_hz // recording.rate_hz
 
-  def read(self, start, stop):
-    """Samples start..stop of the window, float32."""
+  def read(self, parts, out):
+    """Samples of the `parts` (start, stop) of the window, one after another.
+
+    In the first part of `out` if there is one.
+    """
+    total = sum(stop - start for start, stop in parts)
+    samples = np.empty(total, self._dtype) if out is None else out[:total]
+    place = 0
+    for start, stop in parts:
+      self._fill(samples[place:place + stop - start], start, stop)
+      place += stop - start
+    return samples
+
+  def _fill(self, out, start, stop):
     source, target = self._recording.rate_hz, self._rate_hz
     if source == target:
-      return self._frames(self._start + start, self._start + stop)
+      self._frames(self._start + start, self._start + stop, out)
+      return
     # A block that starts at a multiple of `period` frames has its samples
     # where resampling the whole window would put them.
     divisor = math.gcd(source, target)
@@ -116,24 +131,42 @@ class _Window:
     first = self._start + block * period
     last = min(-(-(stop + _CONTEXT) * source // target) + self._start,
                self._stop)
-    samples = soxr.resample(
-        self._frames(first, last), source, target, quality=self._quality)
+    frames = self._frames(first, last, np.empty(last - first, np.float32))
+    samples = soxr.resample(frames, source, target, quality=self._quality)
     offset = start - block * (target // divisor)
-    return samples[offset:offset + stop - start]
+    out[:] = samples[offset:offset + stop - start]
 
-  def _frames(self, start, stop):
+  def _frames(self, start, stop, out):
+    """Frames start..stop of the recording, of one channel, in `out`."""
     frames = self._recording.read(start, stop)
     if len(frames) < stop - start:
       raise BadAudio(
           f'truncated: {start + len(frames)} of {self._recording.num_frames} '
           'frames')
-    samples = self._mix(frames) if frames.shape[1] > 1 else frames[:, 0]
-    peak = np.abs(samples).max(initial=0.0)
-    if not np.isfinite(peak):
-      raise BadAudio('NaN or infinite samples')
-    if peak > _MAX_PEAK:
-      raise BadAudio(f'samples up to {peak:.3g}, where full scale is 1')
-    return samples
+    if out.dtype == np.int16:
+      assert frames.dtype == np.int16 and frames.shape[1] == 1
+      out[:] = frames[:, 0]
+    elif frames.shape[1] > 1:
+      out[:] = self._mix(self._scaled(frames))
+    else:
+      self._scaled(frames[:, 0], out)
+    if frames.dtype != np.int16:  # which has nothing but good samples
+      _check(out)
+    return out
+
+  def _scaled(self, frames, out=None):
+    """Frames as float32, where full scale is 1."""
+    # Full scales are powers of two: a product is as exact as a quotient.
+    return np.multiply(frames, np.float32(1 / self._recording.full_scale),
+                       out=out, dtype=np.float32, casting='same_kind')
+
+
+def _check(samples):
+  peak = np.abs(samples).max(initial=0.0)
+  if not np.isfinite(peak):
+    raise BadAudio('NaN or infinite samples')
+  if peak > _MAX_PEAK:
+    raise BadAudio(f'samples up to {peak:.3g}, where full scale is 1')
 
 
 def _open(item):
@@ -157,7 +190,11 @@ def _fetch(path):
 
 
 class _File:
-  """An audio file, opened; its frames as float32 [n, channels]."""
+  """An audio file, opened.
+
+  Frames are float32 [n, channels], or int16 where the file has 16 bits: to make
+  floats of them takes libsndfile several times as long as NumPy.
+  """
 
   def __init__(self, audio):
     self._parts = None  # of a file that comes from afar as it is read
@@ -181,6 +218,9 @@ class _File:
       raise BadAudio(f'unreadable: {_reason(error)}') from error
     self.rate_hz = self._file.samplerate
     self.num_frames = self._file.frames
+    is_16_bit = self._file.subtype == 'PCM_16'
+    self._dtype = 'int16' if is_16_bit else 'float32'
+    self.full_scale = _FULL_SCALE['int16'] if is_16_bit else 1
 
   def __enter__(self):
     try:
@@ -217,7 +257,8 @@ class _File:
       with self._unless_unreachable():
         if start != self._file.tell():
           self._file.seek(start)
-        return self._file.read(stop - start, dtype='float32', always_2d=True)
+        return self._file.read(
+            stop - start, dtype=self._dtype, always_2d=True)
     except storage.Unreachable:
       raise
     except (OSError, RuntimeError, ValueError) as error:
@@ -231,13 +272,12 @@ class _Array:
 
   def __init__(self, samples, rate_hz):
     if samples.dtype.kind == 'i':
-      scale = _FULL_SCALE[samples.dtype.name]
+      self.full_scale = _FULL_SCALE[samples.dtype.name]
     elif samples.dtype.kind == 'f':
-      scale = 1
+      self.full_scale = 1
     else:
       raise BadAudio(f'samples of type {samples.dtype}')
     self._samples = samples if samples.ndim == 2 else samples.reshape(-1, 1)
-    self._scale = np.float32(scale)
     self.rate_hz = int(rate_hz)
     self.num_frames = len(self._samples)
 
@@ -248,7 +288,7 @@ class _Array:
     pass
 
   def read(self, start, stop):
-    return self._samples[start:stop].astype(np.float32) / self._scale
+    return self._samples[start:stop]
 
 
 def _reason(error):
@@ -257,32 +297,16 @@ def _reason(error):
   return ' '.join(text.removeprefix('Error : ').split()).rstrip('.')
 
 
-def _start(window, num_samples, rng):
-  """The first samples; a shorter window is returned whole."""
-  del rng
-  return window.read(0, min(num_samples, window.num_samples))
+def _mean(frames):
+  if frames.shape[1] == 2:  # the same sum, in a fraction of the time
+    return (frames[:, 0] + frames[:, 1]) / 2
+  return frames.mean(axis=1)
 
-
-def _random(window, num_samples, rng):
-  """From a uniform start that fits; a shorter window is returned whole."""
-  start = int(rng.integers(max(window.num_samples - num_samples, 0) + 1))
-  return window.read(start, min(start + num_samples, window.num_samples))
-
-
-def _cyclic(window, num_samples, rng):
-  """From a uniform start, going on at the beginning when the end is reached."""
-  total = window.num_samples
-  start = int(rng.integers(total))
-  stop = start + num_samples
-  if stop <= total:
-    return window.read(start, stop)
-  if num_samples <= total:
-    return np.concatenate(
-        [window.read(start, total), window.read(0, stop - total)])
-  return window.read(0, total)[np.arange(start, stop) % total]
-
-
-CROPS = {'random': _random, 'cyclic': _cyclic, 'start': _start}
 
 # soxr's names of its qualities; 'error' converts nothing.
 RESAMPLERS = {'soxr_hq': 'HQ', 'soxr_vhq': 'VHQ', 'error': None}
+
+CHANNELS = {  # [n, channels] -> [n]
+    'mean': _mean,
+    'first': lambda frames: frames[:, 0],
+}

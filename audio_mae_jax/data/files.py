@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import difflib
 import math
 import os
 import pathlib
@@ -14,6 +15,7 @@ from audio_mae_jax import storage
 SUFFIXES = (
     '.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aiff', '.aif')
 ROOT_VARIABLE = 'AUDIO_MAE_DATA'
+_LISTED = 20  # classes in a message
 _HEADER_THREADS = 16  # reading headers waits for the disk, not for the core
 
 
@@ -38,12 +40,25 @@ class Source:
     """What a message calls clip i."""
     raise NotImplementedError
 
+  def file_of(self, i: int) -> str:
+    """What the report of bad files calls clip i: parts of a file share it."""
+    return self.name_of(i)
+
   def labels_of(self, i: int) -> tuple[int, ...]:
     """Indices into `class_names`; a source overrides it where it costs less."""
     return self[i]['labels']
 
   def place_of(self, i: int) -> tuple[str, float, float] | None:
     """(file, from s, to s) of clip i; None where clips are no files."""
+    return None
+
+  def split_of(self, i: int) -> tuple[str, str]:
+    """The split and the fold of clip i, where the data name them, or ''."""
+    return '', ''
+
+  @property
+  def pcm16_rate_hz(self) -> int | None:
+    """The rate, if every clip has 16 bits and one channel at the same one."""
     return None
 
   def describe(self) -> str:
@@ -64,6 +79,8 @@ class File:
   labels: tuple[int, ...] = ()
   start_s: float = 0.0
   duration_s: float | None = None  # None: to the end
+  split: str = ''
+  fold: str = ''
 
 
 class Files(Source):
@@ -87,6 +104,9 @@ class Files(Source):
   def name_of(self, i):
     return self._files[i].id
 
+  def file_of(self, i):
+    return self._files[i].path
+
   def labels_of(self, i):
     return self._files[i].labels
 
@@ -94,6 +114,9 @@ class Files(Source):
     file = self._files[i]
     length_s = math.inf if file.duration_s is None else file.duration_s
     return file.path, file.start_s, file.start_s + length_s
+
+  def split_of(self, i):
+    return self._files[i].split, self._files[i].fold
 
 
 def root(data: config.Data) -> str:
@@ -191,3 +214,40 @@ def _header(path):
       return soundfile.info(file)
     finally:
       file.check()
+
+
+def only(listed, ids, names, classes, where):
+  """The clips with a label among `classes`, and the class names: `classes`.
+
+  A class is named by its id or its display name. Other labels of one that
+  stays are dropped. Empty `classes` leave everything as it is.
+  """
+  if not classes:
+    return listed, names
+  number = {name: i for i, name in enumerate(names)}
+  number |= {name: i for i, name in enumerate(ids)}
+  for name in classes:
+    if name not in number:
+      raise ValueError(_no_class(f'{where}.classes', name, names, number))
+  place = {number[name]: i for i, name in enumerate(classes)}
+  if len(place) < len(classes):
+    raise ValueError(f'{where}.classes={classes} names a class twice.')
+  kept = []
+  for file in listed:
+    labels = tuple(place[label] for label in file.labels if label in place)
+    if labels:
+      kept.append(dataclasses.replace(file, labels=labels))
+  if not kept:
+    raise ValueError(
+        f'{where}.classes={classes} leaves none of the {len(listed)} clips '
+        f'that the other settings of {where} choose: none has such a label.')
+  return kept, list(classes)
+
+
+def _no_class(where, name, names, known):
+  near = difflib.get_close_matches(name, list(known), n=1)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  more = len(names) - _LISTED
+  return (f'{where}: the data has no class {name!r}.{hint} Its classes: '
+          f'{", ".join(names[:_LISTED]) or "none"}'
+          f'{f" and {more} more" if more > 0 else ""}.')

@@ -26,7 +26,6 @@ import functools
 import math
 import os
 import sys
-import threading
 
 from etils import epy
 import jax
@@ -36,7 +35,9 @@ from audio_mae_jax import config
 from audio_mae_jax import frontend
 from audio_mae_jax import registry
 from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import crops
 from audio_mae_jax.data import files
+from audio_mae_jax.data import memory as memory_lib
 from audio_mae_jax.data import report as report_lib
 from audio_mae_jax.data import sampling
 
@@ -65,7 +66,7 @@ def check(cfg: config.Config):
   if cfg.data.num_threads < 0:
     raise ValueError(f'config.data.num_threads={cfg.data.num_threads}; it '
                      'takes 0 (one per core) or more.')
-  registry.lookup(audio_io.CROPS, cfg.data.crop, 'config.data.crop')
+  registry.lookup(crops.CROPS, cfg.data.crop, 'config.data.crop')
   registry.lookup(
       audio_io.RESAMPLERS, cfg.data.resample, 'config.data.resample')
   clip_samples(cfg)
@@ -91,23 +92,24 @@ def train_batches(source: files.Source, cfg: config.Config, *,
 
   Yields dicts of 'audio' float32 [B / P, S], 'num_samples' int32 [B / P],
   'index' int32 [B / P] and 'valid' float32 [B / P], all ones; `labelled`, also
-  'labels' float32 [B / P, C], 1 for each label. Close the generator to stop its
-  threads.
+  'labels' float32 [B / P, C], 1 for each label. Where all clips of the source
+  are stored as 16 bits at the model's rate, 'audio' is int16 up to `to_device`:
+  half of the bytes. Close the generator to stop its threads.
   """
   clips = _Clips(source, cfg, cfg.data.crop, report, labelled)
   rows = _local_rows(cfg, process_index, process_count)
   seed = cfg.train.seed
   order = sampling.make(source, cfg)
 
-  def row(i):
+  def row(i, audio):
     step, r = divmod(i, len(rows))
     position = step * cfg.train.batch_size + rows[r]
     return clips.replaced(
-        order, position, np.random.default_rng((seed, position)))
+        order, position, np.random.default_rng((seed, position)), audio)
 
   first = start_step * len(rows)
-  return _decoded(
-      grain.MapDataset.range(first, sys.maxsize).map(row), cfg, len(rows))
+  memory = memory_lib.Batches(len(rows), clip_samples(cfg), clips.dtype)
+  return _decoded(row, first, sys.maxsize, cfg, memory)
 
 
 def eval_batches(source: files.Source, cfg: config.Config, *,
@@ -123,13 +125,14 @@ def eval_batches(source: files.Source, cfg: config.Config, *,
   rows = _local_rows(cfg, process_index, process_count)
   num_batches = math.ceil(len(source) / cfg.train.batch_size)
 
-  def row(i):
+  def row(i, audio):
     batch, r = divmod(i, len(rows))
     index = batch * cfg.train.batch_size + rows[r]
-    return clips.or_silence(index if index < len(source) else _NO_CLIP)
+    return clips.or_silence(
+        index if index < len(source) else _NO_CLIP, audio)
 
-  return _decoded(
-      grain.MapDataset.range(num_batches * len(rows)).map(row), cfg, len(rows))
+  memory = memory_lib.Batches(len(rows), clip_samples(cfg), clips.dtype)
+  return _decoded(row, 0, num_batches * len(rows), cfg, memory)
 
 
 def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
@@ -137,10 +140,15 @@ def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
 
   `sharding` splits the first dimension; the rows of this process must be those
   that it places on this process' devices, as a mesh in process order does.
-  Closes `batches` when it ends or is closed.
+  Audio becomes float32 there, if it is not. Closes `batches` when it ends or is
+  closed.
   """
   queue = collections.deque()
-  put = functools.partial(jax.make_array_from_process_local_data, sharding)
+
+  def put(value):
+    array = jax.make_array_from_process_local_data(sharding, value)
+    return _as_float(array) if array.dtype == np.int16 else array
+
   try:
     for batch in batches:
       queue.append({name: put(value) for name, value in batch.items()})
@@ -152,32 +160,10 @@ def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
     batches.close()
 
 
-class _Memory:
-  """Whole clips at the model's rate, decoded once; safe in threads.
-
-  Clips stay up to `max_bytes` in all; beyond that they are decoded at each use,
-  also as a whole, so that what a clip sounds like does not depend on what was
-  read before it (a coded file decodes differently from its middle).
-  """
-
-  def __init__(self, max_bytes, load, rate_hz):
-    self._free = max_bytes
-    self._load, self._rate_hz = load, rate_hz
-    self._lock = threading.Lock()
-    self._kept = {}
-
-  def item(self, index, item):
-    """`item` with its samples in place of its file."""
-    samples = self._kept.get(index)
-    if samples is None:
-      samples = self._load(
-          item, num_samples=sys.maxsize, crop='start', rng=None)
-      with self._lock:
-        if index not in self._kept and samples.nbytes <= self._free:
-          self._kept[index] = samples
-          self._free -= samples.nbytes
-    return {'audio': samples, 'sample_rate_hz': self._rate_hz,
-            'id': item['id']}
+@jax.jit
+def _as_float(audio):
+  """Int16 -> float32 in -1 to 1; exact, as the host's would be."""
+  return audio.astype(np.float32) * np.float32(2**-15)
 
 
 class _Clips:
@@ -190,20 +176,22 @@ class _Clips:
     self._num_classes = cfg.model.classifier.num_classes if labelled else None
     self._num_samples = clip_samples(cfg)
     rate_hz = cfg.frontend.sample_rate_hz
+    self.dtype = np.int16 if source.pcm16_rate_hz == rate_hz else np.float32
     load = functools.partial(
         audio_io.load, sample_rate_hz=rate_hz, resample=cfg.data.resample,
-        channels=cfg.data.channels,
+        channels=cfg.data.channels, dtype=self.dtype,
         min_samples=frontend.min_samples(cfg.frontend))
     self._load = functools.partial(
         load, num_samples=self._num_samples, crop=crop)
     self._memory = None
     if cfg.data.cache_gb:
-      self._memory = _Memory(int(cfg.data.cache_gb * 1e9), load, rate_hz)
+      self._memory = memory_lib.Clips(
+          int(cfg.data.cache_gb * 1e9), load, rate_hz)
 
-  def replaced(self, order, position, rng):
+  def replaced(self, order, position, rng, audio):
     """The row of the clip at `position` or, where that is bad, of another one
-    of its epoch."""
-    row = self._row(order[position], rng)
+    of its epoch; its samples in `audio` [S]."""
+    row = self._row(order[position], rng, audio)
     if row is not None:
       return row
     # A walk with a step that has no common divisor with the number of clips
@@ -214,35 +202,34 @@ class _Clips:
     while math.gcd(stride, total) != 1:
       stride = int(rng.integers(1, total + 1))
     for k in range(1, min(total, _MAX_TRIES)):
-      row = self._row(order[first + (position + k * stride) % total], rng)
+      other = order[first + (position + k * stride) % total]
+      row = self._row(other, rng, audio)
       if row is not None:
         return row
     self._report.stop()
 
-  def or_silence(self, index):
+  def or_silence(self, index, audio):
     """The row of clip `index`, or one that is not valid."""
     # Evaluation crops at the start: nothing is drawn.
-    row = None if index == _NO_CLIP else self._row(index, rng=None)
+    row = None if index == _NO_CLIP else self._row(index, None, audio)
     if row is not None:
       return row
-    silence = np.zeros(self._num_samples, np.float32)
-    return self._as_row(silence, self._num_samples, index, (), valid=0.0)
+    audio[:] = 0
+    return self._as_row(audio, self._num_samples, index, (), valid=0.0)
 
-  def _row(self, index, rng):
-    item = self._source[index]
+  def _row(self, index, rng, audio):
+    source = self._source
     try:
-      samples = self._load(
-          self._memory.item(index, item) if self._memory else item, rng=rng)
+      item = (self._memory.item(source, index) if self._memory
+              else source[index])
+      samples = self._load(item, rng=rng, out=audio)
     except audio_io.BadAudio as error:
-      # The parts of one file share its name: a bad file counts once.
-      is_path = isinstance(item['audio'], (str, os.PathLike))
-      self._report.add(
-          os.fspath(item['audio']) if is_path else item['id'], str(error))
+      self._report.add(source.file_of(index), str(error))
       return None
     self._report.saw_good()
-    audio = np.zeros(self._num_samples, np.float32)
-    audio[:len(samples)] = samples
-    return self._as_row(audio, len(samples), index, item['labels'], valid=1.0)
+    audio[len(samples):] = 0
+    labels = () if self._num_classes is None else source.labels_of(index)
+    return self._as_row(audio, len(samples), index, labels, valid=1.0)
 
   def _as_row(self, audio, num_samples, index, labels, valid):
     row = {'audio': audio, 'num_samples': np.int32(num_samples),
@@ -264,13 +251,18 @@ def _local_rows(cfg, process_index, process_count):
   return range(process_index * local, (process_index + 1) * local)
 
 
-def _decoded(rows, cfg, batch_size):
-  """Batches of `rows`, computed in threads; a generator that can be closed."""
+def _decoded(row, start, stop, cfg, memory):
+  """Batches of the rows `row(i, audio)`, i from `start` to `stop`, computed in
+  threads; a generator that can be closed."""
+  batch_size = memory.batch_size
   num_threads = cfg.data.num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
   options = grain.ReadOptions(
       num_threads=num_threads,
       prefetch_buffer_size=max(2 * num_threads, batch_size))
-  dataset = rows.to_iter_dataset(options).batch(batch_size)
+  dataset = grain.MapDataset.range(start, stop).map(
+      lambda i: row(i, memory.row(i)))
+  dataset = dataset.to_iter_dataset(options).batch(
+      batch_size, batch_fn=memory_lib.stacked)
 
   def generate():
     iterator = iter(dataset)

@@ -5,8 +5,6 @@ own group of settings, and fields of `config.Source` as keywords, and returns a
 `files.Source`; an entry in `SOURCES`; a test.
 """
 
-import dataclasses
-import difflib
 import os
 import pathlib
 
@@ -17,10 +15,10 @@ from audio_mae_jax import registry
 from audio_mae_jax import storage
 from audio_mae_jax.data import files
 from audio_mae_jax.data import manifests
+from audio_mae_jax.data import records
 from audio_mae_jax.data import tfds_source
 
 _DEMO = pathlib.Path(__file__).parent / 'demo'
-_LISTED = 20  # classes in a message
 _SYNTHETIC_HZ = 16000
 
 
@@ -55,7 +53,7 @@ def folder(data, where, *, path, classes, segment_s):
   listed = [
       files.File(storage.join(place, path), path, numbers.get(parent, ()))
       for path, parent in zip(found, parents, strict=True)]
-  listed, names = _only(listed, names, names, classes, where)
+  listed, names = files.only(listed, names, names, classes, where)
   return files.Files(f'folder {place}', listed, names, segment_s)
 
 
@@ -72,7 +70,7 @@ def manifest(data, where, *, path, split, folds, classes, labels_csv,
   ids, names = _classes(rows, place, table)
   rows = manifests.choose(rows, split, folds, place, where)
   listed = _files(rows, ids, manifests.base_of(rows, place, bases))
-  listed, names = _only(listed, ids, names, classes, where)
+  listed, names = files.only(listed, ids, names, classes, where)
   return files.Files(f'manifest {place}', listed, names, segment_s)
 
 
@@ -87,7 +85,7 @@ def demo(data, where, *, split, classes, segment_s):
   rows = manifests.read(str(place))
   ids, names = _classes(rows, str(place), '')
   rows = manifests.choose(rows, split, '', str(place), where)
-  listed, names = _only(
+  listed, names = files.only(
       _files(rows, ids, str(_DEMO)), ids, names, classes, where)
   return files.Files('demo recordings', listed, names, segment_s)
 
@@ -159,50 +157,14 @@ def _files(rows, ids, base):
       files.File(storage.join(base, row.path),
                  f'{row.path}@{row.start_s:g}s' if row.start_s else row.path,
                  tuple(numbers[label] for label in row.labels),
-                 row.start_s, row.duration_s)
+                 row.start_s, row.duration_s, row.split, row.fold)
       for row in rows]
-
-
-def _only(listed, ids, names, classes, where):
-  """The files with a label among `classes`, and the class names: `classes`.
-
-  A class is named by its id or its display name. Other labels of a file that
-  stays are dropped. Empty `classes` leave everything as it is.
-  """
-  if not classes:
-    return listed, names
-  number = {name: i for i, name in enumerate(names)}
-  number |= {name: i for i, name in enumerate(ids)}
-  for name in classes:
-    if name not in number:
-      raise ValueError(_no_class(f'{where}.classes', name, names, number))
-  place = {number[name]: i for i, name in enumerate(classes)}
-  if len(place) < len(classes):
-    raise ValueError(f'{where}.classes={classes} names a class twice.')
-  kept = []
-  for file in listed:
-    labels = tuple(place[label] for label in file.labels if label in place)
-    if labels:
-      kept.append(dataclasses.replace(file, labels=labels))
-  if not kept:
-    raise ValueError(
-        f'{where}.classes={classes} leaves none of the {len(listed)} clips '
-        f'that the other settings of {where} choose: none has such a label.')
-  return kept, list(classes)
-
-
-def _no_class(where, name, names, known):
-  near = difflib.get_close_matches(name, list(known), n=1)
-  hint = f' Did you mean {near[0]!r}?' if near else ''
-  more = len(names) - _LISTED
-  return (f'{where}: the data has no class {name!r}.{hint} Its classes: '
-          f'{", ".join(names[:_LISTED]) or "none"}'
-          f'{f" and {more} more" if more > 0 else ""}.')
 
 
 SOURCES = {
     'folder': folder,
     'manifest': manifest,
+    'records': records.records,
     'tfds': tfds_source.Tfds,
     'synthetic': Synthetic,
     'demo': demo,

@@ -25,11 +25,21 @@ class Chosen(files.Source):
   def name_of(self, i):
     return self._source.name_of(self._indices[i])
 
+  def file_of(self, i):
+    return self._source.file_of(self._indices[i])
+
   def labels_of(self, i):
     return self._source.labels_of(self._indices[i])
 
   def place_of(self, i):
     return self._source.place_of(self._indices[i])
+
+  def split_of(self, i):
+    return self._source.split_of(self._indices[i])
+
+  @property
+  def pcm16_rate_hz(self):
+    return self._source.pcm16_rate_hz
 
 
 class Relabelled(files.Source):
@@ -61,11 +71,21 @@ class Relabelled(files.Source):
   def name_of(self, i):
     return self._source.name_of(i)
 
+  def file_of(self, i):
+    return self._source.file_of(i)
+
   def labels_of(self, i):
     return self._renumbered(self._source.labels_of(i))
 
   def place_of(self, i):
     return self._source.place_of(i)
+
+  def split_of(self, i):
+    return self._source.split_of(i)
+
+  @property
+  def pcm16_rate_hz(self):
+    return self._source.pcm16_rate_hz
 
   def _renumbered(self, labels):
     return tuple(self._number[label] for label in labels)

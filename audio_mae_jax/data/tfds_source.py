@@ -56,6 +56,7 @@ class Tfds(files.Source):
     self._rate_hz = _sample_rate_hz(info, self._audio)
     self._label, self.class_names = _label_feature(info)
     self._name = info.full_name
+    self._splits = _splits_of(self._split, info.splits)
     self.title = f'tfds {info.full_name}, {self._split}'
     self.num_files = len(self._examples)
 
@@ -80,6 +81,15 @@ class Tfds(files.Source):
         self._split, decoders={self._audio: tfds.decode.SkipDecoding()})
     return [tuple(map(int, np.atleast_1d(example[self._label])))
             for example in examples]
+
+  def split_of(self, i):
+    return (self._splits[i] if self._splits else ''), ''
+
+  @property
+  def pcm16_rate_hz(self):
+    feature = self._builder.info.features[self._audio]
+    is_pcm16 = feature.np_dtype == np.int16 and feature.shape == (None,)
+    return self._rate_hz if is_pcm16 else None
 
   def name_of(self, i):
     return f'{self._name} {self._split}[{i}]'
@@ -109,6 +119,14 @@ def _builder(dataset, place, data_dir, where):
         f'{place} is not a prepared TFDS dataset: no readable '
         'dataset_info.json and features.json in it. Name the folder of one '
         'version, such as DIR/speech_commands/0.0.3.') from e
+
+
+def _splits_of(wanted, splits):
+  """The split of each example, or none where parts of splits are wanted."""
+  names = wanted.split('+')
+  if not all(name in splits for name in names):
+    return []
+  return [name for name in names for _ in range(splits[name].num_examples)]
 
 
 def _with_tensorflow(call, name):

@@ -3,6 +3,8 @@
   python -m audio_mae_jax.prepare esc50 --root DIR
   python -m audio_mae_jax.prepare csv --root DIR --manifest FILE
   python -m audio_mae_jax.prepare folder --root DIR --path FOLDER
+  python -m audio_mae_jax.prepare records --help
+  python -m audio_mae_jax.prepare beam --help
 """
 
 import argparse
@@ -13,17 +15,24 @@ import sys
 
 from audio_mae_jax import cli
 from audio_mae_jax.data import manifests
+from audio_mae_jax.prepare import beam
 from audio_mae_jax.prepare import check
 from audio_mae_jax.prepare import datasets
 from audio_mae_jax.prepare import levels
+from audio_mae_jax.prepare import records
 from audio_mae_jax.prepare import report as report_lib
+
+_OTHERS = {'records': records.main, 'beam': beam.main}  # commands
 
 
 def main(argv=None):
-  options = parser().parse_args(argv)
+  argv = sys.argv[1:] if argv is None else argv
   cli.log_to_terminal()
   with cli.telling():
-    prepare(options)
+    if argv and argv[0] in _OTHERS:
+      _OTHERS[argv[0]](argv[1:])
+    else:
+      prepare(parser().parse_args(argv))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +41,10 @@ def parser() -> argparse.ArgumentParser:
       description='Checks a data set and writes its manifest, class list and '
       'report. docs/data.md shows how each must lie on disk.')
   command.add_argument(
-      'name', metavar='NAME', help=', '.join(datasets.DATASETS))
+      'name', metavar='NAME',
+      help=f'{", ".join(datasets.DATASETS)}; records, which writes any source '
+      'as shards, and beam, which does it on many machines, have options of '
+      'their own')
   command.add_argument(
       '--root', required=True, metavar='DIR',
       help='the folder with a folder per data set; config.data.root')

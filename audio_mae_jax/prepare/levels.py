@@ -4,6 +4,7 @@ Over the frames that lie wholly inside a clip, as the front end makes them;
 padding is not counted. Sums are float64.
 """
 
+from collections.abc import Callable
 import concurrent.futures
 import dataclasses
 import os
@@ -15,7 +16,6 @@ import numpy as np
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
 from audio_mae_jax.data import audio_io
-from audio_mae_jax.data import manifests
 from audio_mae_jax.prepare import check
 
 _BATCH = 16
@@ -29,27 +29,30 @@ class Level:
   frames: int
 
 
-def measure(rows: list[manifests.Row], clip_s: float, count: int,
-            seed: int = 0
-            ) -> tuple[Level | None, dict[manifests.Row, str]]:
+def measure(rows: list, clip_s: float, count: int, seed: int = 0,
+            item_of: Callable[..., dict] = check.item_of,
+            sample_rate_hz: int = config_lib.Frontend().sample_rate_hz
+            ) -> tuple[Level | None, dict]:
   """The level of `count` of `rows`, drawn by `seed` (0: of all).
 
   A clip that is longer than `clip_s` gives a random part of that length. Also
   returns the clips that could not be decoded, with the reason; None where no
-  clip is left.
+  clip is left. Rows are a manifest's, or what `item_of` makes items of.
   """
   rng = np.random.default_rng(seed)
   if 0 < count < len(rows):
     chosen = np.sort(rng.choice(len(rows), count, replace=False))
     rows = [rows[i] for i in chosen]
-  spec = config_lib.Frontend()
+  spec = dataclasses.replace(
+      config_lib.Frontend(), sample_rate_hz=sample_rate_hz)
   num_samples = round(clip_s * spec.sample_rate_hz)
   spec = dataclasses.replace(
       spec, mean=0.0, std=0.5,  # which leave features as they are
       num_frames=frontend.num_frames(num_samples, spec))
   features = jax.jit(frontend.features, static_argnums=2)
   total, squares, frames, clips, bad = 0.0, 0.0, 0, 0, {}
-  for audio, lengths in _batches(rows, num_samples, spec, seed, bad):
+  for audio, lengths in _batches(
+      rows, item_of, num_samples, spec, seed, bad):
     x = np.asarray(
         features(jnp.asarray(audio), jnp.asarray(lengths), spec), np.float64)
     total, squares = total + x.sum(), squares + (x**2).sum()  # padding is 0
@@ -64,7 +67,7 @@ def measure(rows: list[manifests.Row], clip_s: float, count: int,
                frames), bad
 
 
-def _batches(rows, num_samples, spec, seed, bad):
+def _batches(rows, item_of, num_samples, spec, seed, bad):
   """Yields samples [_BATCH, S] and their numbers [_BATCH]; fills `bad`."""
   with concurrent.futures.ThreadPoolExecutor(
       min(os.cpu_count() or 1, _BATCH)) as pool:
@@ -72,7 +75,8 @@ def _batches(rows, num_samples, spec, seed, bad):
       block = rows[start:start + _BATCH]
       seeds = [(seed, start + i) for i in range(len(block))]
       results = pool.map(
-          lambda row, own: _load(row, own, num_samples, spec), block, seeds)
+          lambda row, own: _load(item_of, row, own, num_samples, spec), block,
+          seeds)
       audio = np.zeros((_BATCH, num_samples), np.float32)
       lengths = np.zeros(_BATCH, np.int32)
       for i, (row, result) in enumerate(zip(block, results, strict=True)):
@@ -83,11 +87,11 @@ def _batches(rows, num_samples, spec, seed, bad):
       yield audio, lengths
 
 
-def _load(row, seed, num_samples, spec):
+def _load(item_of, row, seed, num_samples, spec):
   """Samples, or why there are none."""
   try:
     return audio_io.load(
-        check.item_of(row), sample_rate_hz=spec.sample_rate_hz,
+        item_of(row), sample_rate_hz=spec.sample_rate_hz,
         num_samples=num_samples, crop='random',
         rng=np.random.default_rng(seed),
         min_samples=frontend.min_samples(spec))

@@ -27,14 +27,14 @@ def make(found: layout.Found, good: dict[manifests.Row, check.Clip],
       'folds': dict(sorted(collections.Counter(
           row.fold for row in good if row.fold).items())),
       'hours': round(sum(durations) / 3600, 4),
-      'duration_s': _spread(durations),
+      'duration_s': spread(durations),
       'sample_rates_hz': {
           str(rate): count for rate, count in rates.most_common()},
       'missing': sorted({row.path for row in missing}),
       'broken': dict(sorted(
           (_name(row), reason) for row, reason in broken.items())),
       'unlabelled': sum(not row.labels for row in good),
-      'clips_per_class': _spread(list(_classes(found, good).values())),
+      'clips_per_class': spread(list(_classes(found, good).values())),
       'classes': _classes(found, good),
       'frontend': level and {'mean': level.mean, 'std': level.std,
                              'clips': level.clips, 'frames': level.frames},
@@ -67,7 +67,8 @@ def _classes(found, good):
   return {name: count[key] for key, name in zip(ids, names, strict=True)}
 
 
-def _spread(values):
+def spread(values: list) -> dict | None:
+  """Least, median and most of `values`; None of none."""
   if not values:
     return None
   return {'min': min(values), 'median': statistics.median(values),
@@ -135,7 +136,7 @@ def _bad_lines(report):
              for path, reason in list(report['broken'].items())[:_LISTED]]
     if len(report['broken']) > _LISTED:
       told.append(f'    and {len(report["broken"]) - _LISTED:,} more, all in '
-                  'report.json')
+                  'the report')
   return told
 
 

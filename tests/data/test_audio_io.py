@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import crops
 
 RATE_HZ = 16000
 FORMATS = ['wav', 'flac', 'ogg', 'oga', 'opus', 'mp3', 'aiff']
@@ -124,7 +125,7 @@ def test_cyclic_crops_wrap_and_fill(write, length, num_samples):
   assert starts == set(range(length))
 
 
-@pytest.mark.parametrize('crop', audio_io.CROPS)
+@pytest.mark.parametrize('crop', crops.CROPS)
 def test_the_same_generator_state_gives_the_same_samples(write, tone, crop):
   path = write('a.flac', tone(3, 300), 22050)
   first, again = (load(path, 8000, crop, seed=5) for _ in range(2))
@@ -134,7 +135,7 @@ def test_the_same_generator_state_gives_the_same_samples(write, tone, crop):
 
 def test_only_the_part_between_start_and_duration_is_used(write):
   path = write('a.wav', np.arange(1000) / 1000, 1000, subtype='FLOAT')
-  for crop in audio_io.CROPS:
+  for crop in crops.CROPS:
     for seed in range(20):
       samples = load(path, 50, crop, seed, 1000, start_s=0.2, duration_s=0.1)
       assert 0.2 <= samples.min() and samples.max() < 0.3
@@ -222,12 +223,12 @@ def test_missing_empty_and_foreign_files_are_bad(write, tmp_path):
       load(str(tmp_path / name))
   with pytest.raises(audio_io.BadAudio, match='unreadable'):
     load(b'')
-  for crop in audio_io.CROPS:
+  for crop in crops.CROPS:
     with pytest.raises(audio_io.BadAudio, match='^empty$'):
       load(write('none.wav', np.zeros(0)), crop=crop)
 
 
-@pytest.mark.parametrize('crop', audio_io.CROPS)
+@pytest.mark.parametrize('crop', crops.CROPS)
 def test_clips_shorter_than_a_window_are_bad(write, crop):
   path = write('a.wav', np.zeros(399))
   with pytest.raises(

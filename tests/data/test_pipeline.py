@@ -8,12 +8,13 @@ import pytest
 
 from audio_mae_jax import config
 from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import crops
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import report as report_lib
 from audio_mae_jax.data import sources
 
 
-@pytest.mark.parametrize('crop', audio_io.CROPS)
+@pytest.mark.parametrize('crop', crops.CROPS)
 def test_batches_have_the_shapes_of_the_contract(numbered, settings, crop):
   batch, = batching.train(numbered(6), settings(crop=crop), 1)
   assert {name: (value.shape, value.dtype.name)

@@ -17,7 +17,7 @@ from audio_mae_jax.data import sources
 def test_every_source_is_listed_when_the_name_is_unknown():
   with pytest.raises(ValueError, match=(
       r"train.name='foldr' is not known. Did you mean 'folder'\? Known: "
-      'folder, manifest, tfds, synthetic, demo')):
+      'folder, manifest, records, tfds, synthetic, demo')):
     listing.make('foldr')
 
 

@@ -3,6 +3,7 @@
 import io
 import sys
 
+import batching
 import numpy as np
 import pytest
 import soundfile
@@ -139,6 +140,24 @@ def test_batches_come_from_tfds(prepared, settings):
   batches = pipeline.eval_batches(
       source, cfg, report=report.BadFiles(6, cfg.data))
   assert [batch['audio'].shape for batch in batches] == [(3, 800)] * 2
+
+
+def test_pcm_travels_as_it_is_stored(prepared, settings):
+  source = make(path=prepared(PcmSet))
+  assert source.pcm16_rate_hz == RATE_HZ
+  batch, = batching.train(source, settings(3, sample_rate_hz=RATE_HZ), 1)
+  assert batch['audio'].dtype == np.int16
+  assert set(batch['audio'][:, 0]) <= {1000 * (i + 1) for i in range(6)}
+  assert make(path=prepared(FlacSet)).pcm16_rate_hz is None
+
+
+def test_splits_are_known_where_whole_ones_are_asked(prepared):
+  path = prepared(PcmSet)
+  split = lambda **fields: [make(path=path, **fields).split_of(i)[0]
+                            for i in range(2, 5)]
+  assert split() == ['train', 'train', 'test']
+  assert split(split='test+train') == ['train', 'train', 'train']
+  assert split(split='train[:50%]+test')[:2] == ['', '']
 
 
 def test_a_dataset_that_needs_tensorflow_names_the_extra(tmp_path, monkeypatch):

@@ -1,0 +1,216 @@
+"""Any source -> a folder of records: python -m audio_mae_jax.prepare records.
+
+  python -m audio_mae_jax.prepare records --root DIR --source manifest \\
+      --path esc50/manifest.csv --labels_csv esc50/classes.csv \\
+      --output DIR/esc50/records
+
+Shards are written one after another. Until the index is, `plan.json` says what
+the folder is to be; whole shards stay when the command is stopped, in any way.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+
+import tqdm
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import storage
+from audio_mae_jax.data import files
+from audio_mae_jax.data import records as records_lib
+from audio_mae_jax.data import sources
+from audio_mae_jax.prepare import index as index_lib
+from audio_mae_jax.prepare import levels
+from audio_mae_jax.prepare import report as report_lib
+from audio_mae_jax.prepare import shards
+
+_PLAN = 'plan.json'
+# Their level is not measured, where there are others.
+_HELD_OUT = ('valid', 'validation', 'val', 'dev', 'test', 'testing', 'eval')
+
+
+def parser() -> argparse.ArgumentParser:
+  command = argparse.ArgumentParser(
+      prog='python -m audio_mae_jax.prepare records', allow_abbrev=False,
+      description='Writes any source as sharded array_record files that train '
+      'faster. docs/data.md is the manual.')
+  command.add_argument(
+      '--root', default='', metavar='DIR', help='config.data.root')
+  command.add_argument(
+      '--output', required=True, metavar='FOLDER', help='what to write')
+  command.add_argument(
+      '--source', default='manifest', metavar='NAME',
+      help=f'{", ".join(sources.SOURCES)} (default: manifest), with the '
+      'settings that it takes:')
+  for field in dataclasses.fields(config_lib.Source):
+    if field.name != 'name':
+      several = field.name == 'classes'
+      command.add_argument(
+          f'--{field.name}', default=field.default, metavar='',
+          type=str if several else type(field.default),
+          nargs='*' if several else None,
+          help=f'config.data.train.{field.name}')
+  for field in dataclasses.fields(shards.Settings):
+    command.add_argument(
+        f'--{field.name}', default=field.default, type=type(field.default),
+        metavar='', help=f'of the records (default: {field.default})')
+  command.add_argument(
+      '--clips', type=int, default=2000, metavar='N',
+      help='clips to measure mean and std on; 0: all (default: 2000)')
+  command.add_argument(
+      '--threads', type=int, default=0, metavar='N',
+      help='that decode and encode; 0: one per core')
+  return command
+
+
+def main(argv: list[str]):
+  """Runs the command with the arguments `argv`."""
+  options = parser().parse_args(argv)
+  settings = shards.Settings(**_fields(shards.Settings, options))
+  settings.check()
+  for name in ('clips', 'threads'):
+    value = getattr(options, name)
+    if value < 0:
+      raise ValueError(f'--{name}={value}; it takes 0 or more.')
+  options.classes = tuple(options.classes)
+  chosen = _fields(config_lib.Source, options) | {'name': options.source}
+  source = sources.make(config_lib.Source(**chosen),
+                        config_lib.Data(root=options.root), 'records')
+  output = _folder(options.output)
+  with _alone(output):
+    index = write(source, output, settings, options.clips,
+                  options.threads or os.cpu_count() or 1)
+  print(f'{output}: {index["source"]}, as {index["encoding"]}')
+  print('\n'.join(report_lib.lines(index['report'])))
+  print('Train on it with:\n  --config.data.train.name=records '
+        f'--config.data.train.path={output} --config.data.train.labels_csv=')
+
+
+def _fields(kind, options):
+  return {field.name: getattr(options, field.name)
+          for field in dataclasses.fields(kind) if field.name != 'name'}
+
+
+def _folder(path):
+  """`path`, made; a place that holds anything else is refused."""
+  if storage.is_remote(path):
+    raise ValueError(
+        f'--output={path}: array_record writes files of this machine alone. '
+        'Write to its disk, and copy the folder (gcloud storage rsync -r, aws '
+        's3 sync).')
+  path = os.path.abspath(os.path.expanduser(path))
+  os.makedirs(path, exist_ok=True)
+  if os.listdir(path) and not any(
+      os.path.exists(os.path.join(path, name))
+      for name in (records_lib.INDEX, _PLAN)):
+    raise ValueError(f'--output={path} holds other files. Name a new folder.')
+  return path
+
+
+@contextlib.contextmanager
+def _alone(folder):
+  """Keeps a second process out of `folder`."""
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+          f'Another process is writing {folder}. Wait for it, or stop it.'
+          ) from None
+    except OSError:  # a file system without locks
+      pass
+    yield
+  finally:
+    os.close(handle)
+
+
+def write(source: files.Source, output: str, settings: shards.Settings,
+          count: int, num_threads: int) -> dict:
+  """Writes the clips of `source` to the folder `output`; returns its index.
+
+  What an earlier start has written stays. `count` clips are measured (0: all).
+
+  Raises ValueError if the folder is of other clips or settings, or no clip can
+  be used; OSError if it cannot be written.
+  """
+  clips, _ = index_lib.distinct(source)
+  plan = _plan(source, settings, count)
+  index = _agreed(output, plan)
+  if 'shards' not in index:
+    written = _shards(source, clips, output, settings, num_threads)
+    index = index_lib.make(source, settings, written, plan)
+    index['report']['frontend'] = _level(output, index, count)
+    storage.write_text(
+        os.path.join(output, records_lib.INDEX), index_lib.text(index))
+  for name in os.listdir(output):  # what only a next start would have needed
+    if name == _PLAN or name.endswith(shards.DONE):
+      os.remove(os.path.join(output, name))
+  return index
+
+
+def _shards(source, clips, output, settings, num_threads):
+  """What shards.write says of each, by name; makes those that there are not."""
+  size = settings.clips_per_shard
+  parts = [clips[i:i + size] for i in range(0, len(clips), size)]
+  written = {}
+  with tqdm.tqdm(total=len(clips), unit='clip', disable=None) as bar:
+    for k, part in enumerate(parts):
+      name = f'clips-{k:05d}-of-{len(parts):05d}.array_record'
+      path = os.path.join(output, name)
+      written[name] = shards.done(path)
+      if written[name]:
+        bar.update(len(part))
+      else:
+        written[name] = shards.write(
+            path, source, part, settings, num_threads, bar)
+  return written
+
+
+def _plan(source, settings, count):
+  """What decides over the content of the folder."""
+  digest = hashlib.sha256(repr(source.class_names).encode())
+  for i in range(len(source)):
+    digest.update(repr((source.name_of(i), source.labels_of(i),
+                        source.split_of(i))).encode())
+  return dataclasses.asdict(settings) | {
+      'clips': count, 'source': f'{len(source):,} clips, {digest.hexdigest()}'}
+
+
+def _agreed(output, plan):
+  """The index of `output`, or its plan, which is now `plan`."""
+  index = os.path.join(output, records_lib.INDEX)
+  path = os.path.join(output, _PLAN)
+  if os.path.exists(index):
+    found, _ = records_lib.read_index(output, '--output')
+    there = found['plan']
+  elif os.path.exists(path):
+    with open(path, encoding='utf-8') as file:
+      found = there = json.load(file)
+  else:
+    storage.write_text(path, json.dumps(plan, indent=1))
+    return plan
+  other = [f'--{name}={there.get(name)!r} there, {value!r} now'
+           for name, value in plan.items() if there.get(name) != value]
+  if other:
+    raise ValueError(
+        f'{output} is of another conversion: {"; ".join(other)}. Repeat that '
+        'one, name a new folder, or remove this one.')
+  return found
+
+
+def _level(output, index, count):
+  """Mean and deviation of log-mel of the clips that are not held out."""
+  source = records_lib.Records(
+      output, index, records_lib.clips_of(index), index['class_names'], '')
+  rows = [i for i in range(len(source))
+          if source.split_of(i)[0] not in _HELD_OUT] or range(len(source))
+  clip_s = min(config_lib.Data().clip_s, index['report']['duration_s']['max'])
+  level, _ = levels.measure(
+      rows, clip_s, count, item_of=source.__getitem__,
+      sample_rate_hz=index['sample_rate_hz'])
+  return level and dataclasses.asdict(level)
