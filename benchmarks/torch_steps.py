@@ -11,6 +11,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import optim
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax.data import pipeline
+from benchmarks import alternate
 from benchmarks import torch_audio_mae
 from benchmarks import torch_inputs
 from benchmarks import work
@@ -35,24 +36,30 @@ def main(argv):
       torch.cuda.max_memory_allocated if gpu else lambda: None)
 
 
-def add_flags(parser: argparse.ArgumentParser):
+def add_flags(parser: argparse.ArgumentParser, **several):
   """What can be chosen of the PyTorch side alone."""
   parser.add_argument(
       '--compile', default='none', help='mode of torch.compile, e.g. default',
       choices=['none', 'default', 'reduce-overhead', 'max-autotune',
                'max-autotune-no-cudagraphs'])
   parser.add_argument(
-      '--windows', default='products', choices=torch_audio_mae.WINDOWS,
-      help='attention in windows')
+      '--windows', default=['products'] if several else 'products',
+      choices=torch_audio_mae.WINDOWS, help='attention in windows', **several)
   parser.add_argument(
       '--torch_transform', default='fft', choices=['fft', 'matmul'],
       help='Fourier transform of the front end')
 
 
-def flags(args) -> list[str]:
-  """The flags of `add_flags`, to hand on."""
-  return [f'--{name}={getattr(args, name)}'
-          for name in ('compile', 'windows', 'torch_transform')]
+def sides(args) -> list[alternate.Side]:
+  """What to compare with: a worker for each of `args.windows`."""
+  if args.task != 'pretrain':
+    args.windows = args.windows[:1]  # there are none
+  return [
+      alternate.Side(f'PyTorch, {windows}' if args.windows[1:] else 'PyTorch', (
+          'benchmarks.torch_steps', args.task, *work.flags(args),
+          f'--compile={args.compile}', f'--windows={windows}',
+          f'--torch_transform={args.torch_transform}'))
+      for windows in args.windows]
 
 
 def compiled(fn, args):

@@ -12,20 +12,16 @@ from benchmarks import work
 
 
 def main(argv):
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
   parser.add_argument(
       '--task', default='pretrain', choices=['pretrain', 'finetune'])
   work.add_flags(parser)
-  torch_steps.add_flags(parser)
+  torch_steps.add_flags(parser, nargs='+')
   alternate.add_flags(parser)
   args = parser.parse_args(argv)
-  flags = work.flags(args)
-  return alternate.compare([
-      alternate.Side('ours', ('benchmarks.ours', args.task, *flags)),
-      alternate.Side('PyTorch', (
-          'benchmarks.torch_steps', args.task, *flags,
-          *torch_steps.flags(args))),
-  ], args)
+  ours = alternate.Side(
+      'ours', ('benchmarks.ours', args.task, *work.flags(args)))
+  return alternate.compare([ours, *torch_steps.sides(args)], args)
 
 
 if __name__ == '__main__':
