@@ -1,4 +1,5 @@
-"""What a compiled program does, read from its text (`compiled.as_text()`).
+"""What a program does, read from its text: `compiled.as_text()`, or before the
+compiler has seen it `lowered.as_text('hlo')`.
 
 XLA's own `cost_analysis` counts the body of a loop once. Here each instruction
 comes with how often it runs.
@@ -12,7 +13,8 @@ import re
 COLLECTIVES = (
     'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
     'collective-permute', 'collective-broadcast', 'ragged-all-to-all')
-_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
+# A program that is not compiled comes without signatures.
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$')
 # The operation is the first word after a space that a bracket follows: layouts
 # have brackets too, but no space before them, as in {1,0:T(8,128)S(1)}.
 _INSTRUCTION = re.compile(

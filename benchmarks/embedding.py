@@ -1,0 +1,28 @@
+"""Embeddings of this package against PyTorch: waveforms to the mean of all
+tokens, nothing hidden.
+
+  python -m benchmarks.embedding --batch_size=4
+"""
+
+import argparse
+import sys
+
+from benchmarks import alternate
+from benchmarks import torch_steps
+from benchmarks import work
+
+
+def main(argv):
+  parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+  parser.set_defaults(task='embedding')
+  work.add_flags(parser)
+  torch_steps.add_flags(parser, nargs='+')
+  alternate.add_flags(parser)
+  args = parser.parse_args(argv)
+  ours = alternate.Side(
+      'ours', ('benchmarks.ours', args.task, *work.flags(args)))
+  return alternate.compare([ours, *torch_steps.sides(args)], args)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])

@@ -1,0 +1,150 @@
+"""Parts of the measurement of an accelerator, each in a process of its own.
+
+`python -m benchmarks.gpu_parts PART` prints a line of JSON for each result as
+soon as it is there; `gpu.py` runs the parts and gathers the lines.
+"""
+
+import argparse
+from collections.abc import Iterator
+import copy
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import traceback
+
+import jax
+import numpy as np
+import soundfile
+
+from audio_mae_jax import compile_for
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import measure
+from benchmarks import train_step
+from benchmarks import work
+
+# To compare ways of attention, a few blocks are enough: they compile faster.
+FEW_BLOCKS = {'model.encoder.depth': 1, 'model.decoder.depth': 4}
+MEMORY = {  # settings, of the compiled step of `--batch_size` clips
+    'ViT-B, remat full': {'model.remat': 'full', 'model.scan_layers': True},
+    'ViT-B, remat dots': {'model.remat': 'dots', 'model.scan_layers': True},
+    'ViT-L': {'model.encoder.variant': 'L', 'model.scan_layers': True},
+    'ViT-L, remat dots': {
+        'model.encoder.variant': 'L', 'model.remat': 'dots',
+        'model.scan_layers': True},
+    'ViT-L, remat full': {
+        'model.encoder.variant': 'L', 'model.remat': 'full',
+        'model.scan_layers': True},
+}
+
+
+def main(argv):
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('part', choices=PARTS)
+  parser.add_argument('--task', default='pretrain')
+  parser.add_argument('--steps', type=int, default=15)
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--compile', default='default', help='of PyTorch')
+  work.add_flags(parser)
+  args = parser.parse_args(argv)
+  jax.config.update(
+      'jax_platforms', 'cpu' if args.device == 'cpu' else 'cuda')
+  # Libraries write to standard output too: results have one of their own.
+  results = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)
+  for name, result in PARTS[args.part](args):
+    print(json.dumps({name: result}), file=results, flush=True)
+
+
+def changed(args, **settings):
+  """`args` with more settings of the recipe."""
+  args = copy.copy(args)
+  args.set = args.set + list(settings.items())
+  return args
+
+
+def _step(args):
+  config = work.config(args)
+  result = measure.measure(config, measure.Options(
+      steps=args.steps, input='resident', part='step'))
+  stats = jax.devices()[0].memory_stats() or {}
+  result['memory_peak']['limit_bytes'] = stats.get('bytes_limit')
+  return result
+
+
+def step(args) -> Iterator[tuple[str, dict]]:
+  """The whole step on a resident batch; see docs/performance.md."""
+  yield 'step', _step(args)
+
+
+def attempt(name, fn, *args):
+  """(name, result), or what went wrong: the next one may work."""
+  try:
+    return name, fn(*args)
+  except Exception as error:
+    traceback.print_exc()
+    return name, {'error': f'{type(error).__name__}: {error}'.splitlines()[0]}
+
+
+def attention(args):
+  """A step of few blocks, with each way to attend in windows."""
+  for name in attentions():
+    settings = FEW_BLOCKS | ({} if name == 'default' else {
+        'model.attention': name})
+    yield attempt(name, _step, changed(args, **settings))
+
+
+def attentions() -> tuple[str, ...]:
+  if not hasattr(config_lib.Model(), 'attention'):
+    return ('default',)
+  from audio_mae_jax.models import attention as attention_lib
+  return tuple(attention_lib.CHOICES)
+
+
+def memory(args):
+  """What the compiler says of the memory of larger and recomputing models."""
+  for name, settings in MEMORY.items():
+    yield attempt(name, lambda args: compile_for.compile_for(
+        work.config(args), compile_for.HOST), changed(args, **settings))
+
+
+def real_input(args):
+  """The step fed from WAV files of 16 bits, as training reads a folder."""
+  with tempfile.TemporaryDirectory() as folder:
+    write_clips(pathlib.Path(folder), 2 * args.batch_size,
+                work.config(args))
+    fed = changed(args, **{
+        'data.train.name': 'folder', 'data.train.path': folder,
+        'data.train.labels_csv': ''})
+    yield 'input', measure.measure(work.config(fed), measure.Options(
+        steps=args.steps, input='real'))
+
+
+def write_clips(folder, count, config):
+  rate = config.frontend.sample_rate_hz
+  rng = np.random.default_rng(0)
+  noise = rng.integers(
+      -3000, 3000, round(config.data.clip_s * rate), np.int16)
+  for i in range(count):
+    soundfile.write(folder / f'{i:05d}.wav', np.roll(noise, i), rate)
+
+
+def against_torch(args):
+  """Ours against PyTorch, with either way of its to attend in windows."""
+  if not importlib.util.find_spec('torch'):
+    yield 'ratios', {'error': 'torch is not installed'}
+    return
+  from benchmarks import torch_audio_mae
+  yield attempt('ratios', train_step.main, [
+      f'--task={args.task}', *work.flags(args), f'--rounds={args.rounds}',
+      f'--steps={args.steps}', '--windows', *torch_audio_mae.WINDOWS,
+      f'--compile={args.compile}'])
+
+
+PARTS = {'step': step, 'attention': attention, 'memory': memory,
+         'input': real_input, 'torch': against_torch}
+
+if __name__ == '__main__':
+  main(sys.argv[1:])

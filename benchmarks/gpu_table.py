@@ -1,0 +1,119 @@
+"""The measurements of gpu.py as one table, and what follows from them."""
+
+GIB = 2**30
+SPARE = 0.97  # of the memory that may be used; the rest is for fragments
+
+
+def largest_batch(step: dict | None) -> int | None:
+  """Clips that should fit, by the memory of the step that was measured."""
+  limit = (step or {}).get('memory_peak', {}).get('limit_bytes')
+  if not limit:
+    return None
+  compiler, clips = step['compiler'], step['setup']['batch_size']
+  fixed = compiler['argument_bytes_per_device']
+  each = compiler['temp_bytes_per_device'] / clips
+  unit = max(1, clips // 8)
+  return int((SPARE * limit - fixed) / each / unit) * unit
+
+
+def table(result: dict) -> str:
+  """Markdown; a part that failed says why."""
+  machine = ', '.join(
+      f'{name} {value}' for name, value in result['machine'].items())
+  rows = []
+  for name, part in result.items():
+    if name in ROWS:
+      rows += ROWS[name](name, part)
+      if 'error' in part:
+        rows.append((name, '', part['error']))
+  lines = [f'| {" | ".join(row)} |' for row in rows]
+  return '\n'.join(
+      [machine, '', '| what | goal | measured |', '|---|---|---|', *lines])
+
+
+def _step(name, part):
+  x = part.get('step')
+  if not x:
+    return []
+  work, start = x['work'], x['start']
+  peak = '' if work['of_peak'] is None else (
+      f'; {work["of_peak"]:.1%} of the data sheet\'s')
+  return [
+      (f'{name}, batch {x["setup"]["batch_size"]}', '50 %', (
+          f'{work["of_dense"]:.1%} of the dense rate of '
+          f'{work["dense_tflops"]:.4g} TFLOP/s{peak}; '
+          f'{x["throughput"]["clips_per_s"]:.5g} clips/s, '
+          f'{1e3 * x["throughput"]["step_s"]:.4g} ms a step')),
+      (f'{name}: front end, augmentation, masks', 'under 3 %',
+       f'{x["prepare"]["of_step"]:.2%} of the step'),
+      (f'{name}: compiling', 'under 60 s', (
+          f'{start["compile_s"]:.3g} s after {start["lower_s"]:.3g} s of '
+          f'tracing; {start["to_first_step_s"]:.3g} s to the first step')),
+      (f'{name}: memory', 'under 80 GB', (
+          f'{_gib(x["compiler"]["temp_bytes_per_device"])} temporary, '
+          f'{_gib(x["compiler"]["argument_bytes_per_device"])} arguments; '
+          f'{_gib(x["memory_peak"]["device_bytes"])} at the peak'))]
+
+
+def _again(name, part):
+  x = part.get('step')
+  return [] if not x else [(f'{name}: compiling, cached', '', (
+      f'{x["start"]["compile_s"]:.3g} s after {x["start"]["lower_s"]:.3g} s '
+      'of tracing'))]
+
+
+def _torch(name, part):
+  x = part.get('ratios', {})
+  if 'error' in x:
+    return [(name, '1.3', x['error'])]
+  rows = []
+  for pair, kinds in x.get('ratios', {}).items():
+    wall = kinds['wall_s']
+    rows.append((f'{name}: {pair}', '1.3', (
+        f'{wall["median"]:.2f} ({wall["min"]:.2f} to {wall["max"]:.2f})')))
+  return rows
+
+
+def _attention(name, part):
+  rows = []
+  for choice, x in part.items():
+    if choice in ('error', 'took_s'):
+      continue
+    rows.append((f'{name} {choice!r}, few blocks', '', x.get('error') or (
+        f'{1e3 * x["throughput"]["step_s"]:.4g} ms a step, '
+        f'{x["work"]["of_dense"]:.1%} of the dense rate, '
+        f'{_gib(x["compiler"]["temp_bytes_per_device"])} temporary')))
+  return rows
+
+
+def _memory(name, part):
+  rows = []
+  for model, x in part.items():
+    if model in ('error', 'took_s'):
+      continue
+    rows.append((f'{name}: {model}', '', x.get('error') or (
+        'too much' if 'total_bytes' not in x.get('memory', {}) else
+        f'{_gib(x["memory"]["total_bytes"])} by the compiler')))
+  return rows
+
+
+def _input(name, part):
+  x = part.get('input')
+  if not x:
+    return []
+  rows = [(f'{name}: pipeline alone, WAV', '', (
+      f'{x["input"]["clips_per_s"]:.5g} clips/s with '
+      f'{x["setup"]["cores"]} cores'))]
+  return rows + [(f'{name}: waiting for it', 'under 3 %', (
+      f'{x["fed"]["waiting"]:.2%}, {x["fed"]["clips_per_s"]:.5g} clips/s'))]
+
+
+def _gib(number):
+  return '-' if number is None else f'{number / GIB:.2f} GiB'
+
+
+ROWS = {
+    'pretrain': _step, 'finetune': _step, 'largest': _step,
+    'pretrain again': _again, 'torch pretrain': _torch,
+    'torch finetune': _torch, 'attention': _attention, 'memory': _memory,
+    'input': _input}
