@@ -39,19 +39,19 @@ OF_TASK = {
 BUDGETS = {
     'pretrain': {
         'traced': {
-            'products': 1.0123, 'float32': 261.6e6, 'bfloat16': 30.07e6,
-            'tiled': 651.2e6, 'callbacks': 0},
+            'products': 1.0178, 'float32': 210.9e6, 'bfloat16': 22.67e6,
+            'tiled': 681.4e6, 'callbacks': 0},
         'compiled': {
-            'bytes': 180.5e6, 'temporary': 16.1e6, 'instructions': 13871,
-            'fusion': 1007, 'dot': 73, 'copy': 494, 'transpose': 121,
+            'bytes': 180.4e6, 'temporary': 15.09e6, 'instructions': 13366,
+            'fusion': 1014, 'dot': 76, 'copy': 486, 'transpose': 129,
             'while': 20}},
     'classify': {
         'traced': {
-            'products': 1.0, 'float32': 160.9e6, 'bfloat16': 13.59e6,
-            'tiled': 256.0e6, 'callbacks': 0},
+            'products': 1.0132, 'float32': 130.9e6, 'bfloat16': 9.934e6,
+            'tiled': 228.6e6, 'callbacks': 0},
         'compiled': {
-            'bytes': 93.8e6, 'temporary': 5.97e6, 'instructions': 7634,
-            'fusion': 467, 'dot': 24, 'copy': 349, 'transpose': 27,
+            'bytes': 95.35e6, 'temporary': 5.97e6, 'instructions': 7419,
+            'fusion': 464, 'dot': 25, 'copy': 347, 'transpose': 29,
             'while': 19}},
 }
 # How far a count may be above its budget. Versions of JAX trace a little
@@ -82,7 +82,8 @@ def test_a_step_stays_within_its_budget(task):
          if not BELOW[kind] <= (value + 1) / (BUDGETS[task][kind][name] + 1)
          <= ABOVE[kind]}
   assert not off, f'counts and their budgets: {off}; all counts: {found}'
-  # The network of relative positions runs once a batch; flops.py leaves it out.
+  # The network of relative positions runs once a batch, and attention computes
+  # its scores once more on the way back; flops.py leaves both out.
   assert 1 <= found['traced']['products'] < 1.02
   assert not found['traced']['callbacks']
 
