@@ -15,11 +15,14 @@ from jax.experimental import topologies
 import jax.numpy as jnp
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import features
 from audio_mae_jax import flops
 from audio_mae_jax import hlo
 from audio_mae_jax import sharding
 from audio_mae_jax import step as step_lib
+from audio_mae_jax import weights
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.models import encoder as encoder_lib
 
 HOST = 'host'  # the devices that are there
 UTILISATION = 0.4  # of the peak, for the projection that no compiler makes
@@ -67,8 +70,7 @@ def compile_for(config: config_lib.Config, name: str) -> dict:
   chip is a result too: then 'fits' is False. If the compiler refused it, there
   is no more than that.
   """
-  program = step_lib.build(config, _STEPS_PER_EPOCH, devices(name))
-  mesh = program.mesh
+  mesh, work, lower = _program(config, devices(name))
   device = mesh.devices.flat[0]
   chip = flops.chip(device)
   result = {
@@ -80,9 +82,9 @@ def compile_for(config: config_lib.Config, name: str) -> dict:
           'batch_size': config.train.batch_size, 'clip_s': config.data.clip_s,
           'dtype': config.model.dtype, 'remat': config.model.remat,
           'scan_layers': config.model.scan_layers},
-      'flops_per_clip': program.task.flops()}
+      'flops_per_clip': work}
   begin = time.perf_counter()
-  lowered = program.train_step.lower(program.shapes, batch(config, program))
+  lowered = lower()
   lowered_at = time.perf_counter()
   try:
     compiled = lowered.compile()
@@ -111,17 +113,34 @@ def compile_for(config: config_lib.Config, name: str) -> dict:
   return result
 
 
-def batch(config: config_lib.Config, program: step_lib.Program) -> dict:
+def _program(config, devices):
+  """(mesh, FLOPs of a clip, a call that lowers) of what `config` repeats: a
+  step of training, or of the pass over the data before it is probed."""
+  if config.mode == 'probe':
+    mesh = sharding.make_mesh(config.mesh, config.train.batch_size, devices)
+    encoder = encoder_lib.make(config)
+    embed = features.embedder(encoder, config, mesh)
+    return (mesh, flops.encode(config, weights.grid_of(config)),
+            lambda: embed.lower(features.placed(encoder, config, mesh),
+                                batch(config, mesh, labelled=False)))
+  program = step_lib.build(config, _STEPS_PER_EPOCH, devices)
+  return (program.mesh, program.task.flops(),
+          lambda: program.train_step.lower(program.shapes, batch(
+              config, program.mesh, program.task.labelled)))
+
+
+def batch(config: config_lib.Config, mesh: jax.sharding.Mesh,
+          labelled: bool) -> dict:
   """Shapes of a batch, as the pipeline makes it."""
   b = config.train.batch_size
   shapes = {'audio': ((b, pipeline.clip_samples(config)), jnp.float32),
             'num_samples': ((b,), jnp.int32), 'index': ((b,), jnp.int32),
             'valid': ((b,), jnp.float32)}
-  if program.task.labelled:
+  if labelled:
     shapes['labels'] = (
         (b, config.model.classifier.num_classes), jnp.float32)
   return {name: jax.ShapeDtypeStruct(
-      *shape, sharding=sharding.batch(program.mesh))
+      *shape, sharding=sharding.batch(mesh))
           for name, shape in shapes.items()}
 
 

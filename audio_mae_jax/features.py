@@ -251,8 +251,7 @@ def _compute(config, params, split, place, tokens, devices):
   encoder = encoder_lib.make(config, final_norm='norm/scale' in params)
   mesh = sharding.make_mesh(config.mesh, config.train.batch_size, devices)
   embed = embedder(encoder, config, mesh, tokens)
-  on_device = _place(params, jax.eval_shape(
-      _init(encoder, config), jax.random.key(0)), mesh)
+  on_device = _place(params, placed(encoder, config, mesh))
   with contextlib.ExitStack() as stack:
     store = None
     if distributed.is_first():
@@ -302,17 +301,23 @@ def _read(place, split, tokens):
   return found
 
 
-def _place(params, shapes, mesh):
+def placed(encoder, config: config_lib.Config, mesh: jax.sharding.Mesh):
+  """Shapes of the parameters of `encoder`, with their places on the mesh."""
+  shapes = jax.eval_shape(_init(encoder, config), jax.random.key(0))
+  return jax.tree.map(
+      lambda leaf, where: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=where),
+      shapes, sharding.state(mesh, shapes))
+
+
+def _place(params, shapes):
   wrong = compare.differences(
       {name: x.shape for name, x in trees.flatten(shapes).items()},
       {name: x.shape for name, x in params.items()})
   if wrong:
     raise ValueError(
         f'The weights do not fit the encoder that they say they are:\n{wrong}')
-  return step_lib.place(params, jax.tree.map(
-      lambda leaf, where: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=where),
-      shapes, sharding.state(mesh, shapes)))
+  return step_lib.place(params, shapes)
 
 
 def _check_finite(rows, index, split):

@@ -132,6 +132,14 @@ def classify(config: config_lib.Config, grid) -> dict[str, float]:
           'step': 3 * forward - parts['patch embedding']}
 
 
+def encode(config: config_lib.Config, grid) -> dict[str, float]:
+  """FLOPs of a clip, all of whose patches are encoded and nothing is learnt."""
+  pixels = config.patch.size[0] * config.patch.size[1]
+  n, (width, _, _) = grid[0] * grid[1], encoder_lib.sizes(config.model.encoder)
+  parts = {'patch embedding': 2 * n * pixels * width, **encoder(config, n + 1)}
+  return {**parts, 'forward': sum(parts.values()), 'step': sum(parts.values())}
+
+
 def pretrain(config: config_lib.Config, grid) -> dict[str, float]:
   """FLOPs of a clip in pre-training by part, 'forward' and 'step' in all.
 
