@@ -137,8 +137,8 @@ class Labels:
 class Source:
   """Where clips come from. Only the fields that source `name` takes apply."""
   name: str = ''  # a key of data.sources.SOURCES; empty: no such data
-  path: str = ''  # folder, or manifest file; relative paths start at data.root
-  split: str = ''  # rows of a manifest, or a TFDS split, to use; empty: all
+  path: str = ''  # folder or manifest; relative paths start at data.root
+  split: str = ''  # of a manifest, records or TFDS, to use; empty: all
   folds: str = ''  # rows of these folds: '1,2', or all but these: '!1'
   classes: tuple[str, ...] = ()  # only clips of these; empty: all
   labels_csv: str = ''  # class_labels_indices.csv of an AST-style JSON
