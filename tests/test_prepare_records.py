@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 
+import labelled
 import numpy as np
 import pytest
 import soundfile
+import tiny
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import modes
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import sources
 from audio_mae_jax.prepare import __main__ as command
@@ -288,3 +291,21 @@ def test_records_can_be_written_anew(corpus, tmp_path):
     assert old.name_of(i) == new.name_of(i)
     assert old.split_of(i) == new.split_of(i)
     np.testing.assert_array_equal(load(old, i), load(new, i))
+
+
+@pytest.mark.slow
+def test_a_run_from_records_is_the_run_from_their_files(tmp_path):
+  labelled.corpus(tmp_path)
+  command.main(['records', '--root', str(tmp_path), '--path', 'manifest.csv',
+                '--output', str(tmp_path / 'records.d')])
+  told = []
+  for name, path in (('manifest', 'manifest.csv'), ('records', 'records.d')):
+    changes = {'data.root': str(tmp_path), 'workdir': str(tmp_path / name),
+               'train.batch_size': 8, 'train.epochs': 0.0, 'train.steps': 4}
+    for split in ('train', 'valid'):
+      changes |= {f'data.{split}.name': name, f'data.{split}.path': path}
+    modes.run(tiny.config(labelled.RUN | changes))
+    lines = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
+    told.append([{key: value for key, value in json.loads(line).items()
+                  if 'loss' in key or 'accuracy' in key} for line in lines])
+  assert told[0] == told[1] and any(told[0])

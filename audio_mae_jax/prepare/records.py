@@ -50,14 +50,14 @@ def parser() -> argparse.ArgumentParser:
     if field.name != 'name':
       several = field.name == 'classes'
       command.add_argument(
-          f'--{field.name}', default=field.default, metavar='',
+          f'--{field.name}', default=field.default, metavar='VALUE',
           type=str if several else type(field.default),
           nargs='*' if several else None,
           help=f'config.data.train.{field.name}')
   for field in dataclasses.fields(shards.Settings):
     command.add_argument(
         f'--{field.name}', default=field.default, type=type(field.default),
-        metavar='', help=f'of the records (default: {field.default})')
+        metavar='VALUE', help=f'of the records (default: {field.default})')
   command.add_argument(
       '--clips', type=int, default=2000, metavar='N',
       help='clips to measure mean and std on; 0: all (default: 2000)')
