@@ -1,5 +1,7 @@
 """Our side of a comparison with another implementation, and its errors."""
 
+from unittest import mock
+
 from flax import linen
 import jax
 import jax.numpy as jnp
@@ -73,15 +75,24 @@ class Model:
   def blocks(self, params) -> list:
     """The outputs [B, tokens, D] of all blocks in their order."""
     found = []
+
+    def raster(block, output):
+      if not isinstance(block, window.WindowBlock):
+        return output
+      size, _ = window.fit_window(block.grid, block.window, block.shift)
+      return window.merge(output, block.grid, size).reshape(
+          output.shape[0], -1, output.shape[-1])
+
     def keep(call, args, kwargs, context):
       output = call(*args, **kwargs)
       # A stack also initialises its blocks, to see what shapes they expect.
       if (isinstance(context.module, (layers.Block, window.WindowBlock))
           and context.method_name == '__call__'
           and not context.module.is_initializing()):
-        found.append(output)
+        found.append(raster(context.module, output))
       return output
-    with linen.intercept_methods(keep):
+    with (linen.intercept_methods(keep),
+          mock.patch.object(layers, 'once', lambda fn: fn)):
       self.model.apply({'params': params}, self.patches, self.grid, self.mask)
     return found
 

@@ -193,7 +193,8 @@ def stacked(**settings):
           GRID, (4, 4), (2 * (i % 2), 0), heads=2, mlp_ratio=2.0,
           bias_dropout=0.1, dtype=jnp.dtype('float32'), parent=None),
       DEPTH, period=2, **settings)
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 8)), jnp.float32)
+  x = jnp.asarray(
+      np.random.default_rng(0).normal(size=(2, 2, 16, 8)), jnp.float32)
 
   def loss(params):
     rngs = {'dropout': jax.random.key(1)}
@@ -416,6 +417,16 @@ def test_windows_are_cut_in_raster_order_and_merged_again():
   np.testing.assert_array_equal(window.merge(cut, (6, 4), (3, 2)), x)
 
 
+@pytest.mark.parametrize('shift', [
+    (0, 0), (2, 0), (1, 3), (-2, -1), (5, 4), (-4, 7)])
+def test_windows_move_as_the_grid_is_rolled(shift):
+  grid, size = (8, 12), (4, 6)
+  x = np.arange(2 * 8 * 12 * 3, dtype=np.float32).reshape(2, *grid, 3)
+  rolled = np.roll(x, [-s for s in shift], axis=(1, 2))
+  moved = window.move(window.partition(x, size), grid, size, shift)
+  np.testing.assert_array_equal(moved, window.partition(rolled, size))
+
+
 def test_the_bias_depends_on_the_offset_between_patches_only():
   offsets = window.log_offsets((2, 3)).reshape(6, 6, 2)
   time, freq = np.divmod(np.arange(6), 3)
@@ -425,9 +436,29 @@ def test_the_bias_depends_on_the_offset_between_patches_only():
         offsets[..., axis], np.sign(d) * np.log(1 + np.abs(d)), atol=1e-7)
 
 
-def window_block(grid, size=(6, 6), shift=(2, 2)):
-  return window.WindowBlock(grid, size, shift, heads=2, mlp_ratio=2.0,
-                            bias_dropout=0.1, dtype=jnp.dtype('float32'))
+class Raster:
+  """A block whose patches come and go in the order of the grid, [B, N, D]."""
+
+  def __init__(self, block):
+    self.block = block
+    self.size, _ = window.fit_window(block.grid, block.window, block.shift)
+
+  def windows(self, x):
+    return window.partition(
+        jnp.reshape(x, (x.shape[0], *self.block.grid, -1)), self.size)
+
+  def init(self, rng, x, train):
+    return self.block.init(rng, self.windows(x), train=train)
+
+  def apply(self, params, x, train):
+    y = self.block.apply(params, self.windows(x), train=train)
+    return window.merge(y, self.block.grid, self.size).reshape(x.shape)
+
+
+def window_block(grid, size=(6, 6), shift=(2, 2), mlp_ratio=2.0):
+  return Raster(window.WindowBlock(
+      grid, size, shift, heads=2, mlp_ratio=mlp_ratio, bias_dropout=0.1,
+      dtype=jnp.dtype('float32')))
 
 
 def test_a_grid_that_windows_do_not_tile_is_extended_around_all_blocks():
@@ -446,8 +477,7 @@ def test_a_grid_that_windows_do_not_tile_is_extended_around_all_blocks():
   y = np.pad(np.reshape(tokens, (2, 11, 8, 8)),
              ((0, 0), (0, 1), (0, 4), (0, 0)), 'edge').reshape(2, 144, 8)
   for number, shift in (('00', (0, 0)), ('01', (2, 0))):
-    block = window.WindowBlock(
-        whole, (6, 6), shift, 2, 4.0, 0.1, jnp.float32)
+    block = window_block(whole, (6, 6), shift, mlp_ratio=4.0)
     y = block.apply({'params': params['blocks'][number]}, y, train=False)
   y = np.reshape(y, (2, 12, 12, 8))[:, :11, :8].reshape(2, 88, 8)
   want = nn.LayerNorm(epsilon=1e-6).apply({'params': params['norm']}, y)

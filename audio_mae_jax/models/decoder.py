@@ -89,10 +89,13 @@ class Local(_Decoder):
         whole, self.window, self.shift if i % 2 else (0, 0), self.heads,
         self.mlp_ratio, self.bias_dropout, self.dtype, self.attention,
         parent=None), period=2)
-    if whole == grid:
-      return stack(x, train)
-    x = stack(window_lib.extend(x, grid, whole), train)
-    return window_lib.cut(x, grid, whole)
+    window, _ = window_lib.fit_window(whole, self.window, self.shift)
+    if whole != grid:
+      x = window_lib.extend(x, grid, whole)
+    b, _, d = x.shape
+    x = window_lib.partition(x.reshape(b, *whole, d), window)
+    x = window_lib.merge(stack(x, train), whole, window).reshape(b, -1, d)
+    return x if whole == grid else window_lib.cut(x, grid, whole)
 
 
 class Hybrid(Local):

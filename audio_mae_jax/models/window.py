@@ -61,6 +61,22 @@ def merge(x, grid, window):
   return x.reshape(b, gt, gf, d)
 
 
+def move(x, grid, window, shift):
+  """[B, W, L, D] -> the same: the windows of the grid rolled by -`shift`, from
+  those of the grid; without a transposition, as `partition` would take."""
+  b, w, patches, d = x.shape
+  x = x.reshape(b, *(g // w for g, w in zip(grid, window)), *window, d)
+  for axis, by in enumerate(shift):
+    outer, inner = 1 + axis, 3 + axis
+    windows, rest = divmod(by, window[axis])
+    if windows:
+      x = jnp.roll(x, -windows, outer)
+    if rest:
+      here, there = jnp.split(x, [rest], inner)
+      x = jnp.concatenate([there, jnp.roll(here, -1, outer)], inner)
+  return x.reshape(b, w, patches, d)
+
+
 @functools.lru_cache(maxsize=32)
 def log_offsets(window) -> np.ndarray:
   """float32 [L * L, 2]: sign(d) ln(1 + |d|) of each pair's offsets."""
@@ -125,9 +141,12 @@ class WindowAttention(nn.Module):
 
 
 class WindowBlock(nn.Module):
-  """Attention in shifted windows, then an MLP, [B, N, D] -> [B, N, D].
+  """Attention in shifted windows, then an MLP, [B, W, L, D] -> [B, W, L, D].
 
-  The window divides `grid`, or fills it; see `whole_windows`.
+  Patches come and go in the windows of the grid as it is (`partition`), which
+  divide `grid`, or fill it; see `whole_windows`. All of a shifted block lives
+  in its own windows: norms and MLP do not mind, and so patches change places
+  twice in every second block, not four times in each.
   """
   grid: tuple[int, int]
   window: tuple[int, int]
@@ -140,24 +159,14 @@ class WindowBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    h = WindowAttention(
-        self.heads, fit_window(self.grid, self.window, self.shift)[0],
-        self.bias_dropout, self.dtype, self.attention, name='attn')
-    x = x + layers.layer_norm(self.dtype, 'norm1')(self.attend(h, x, train))
+    window, shift = fit_window(self.grid, self.window, self.shift)
+    x = move(x, self.grid, window, shift)
+    attend = WindowAttention(
+        self.heads, window, self.bias_dropout, self.dtype, self.attention,
+        name='attn')
+    mask = shift_mask(self.grid, window, shift)
+    x = x + layers.layer_norm(self.dtype, 'norm1')(attend(x, mask, train))
     mlp = layers.Mlp(
         round(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')
-    return x + layers.layer_norm(self.dtype, 'norm2')(mlp(x))
-
-  def attend(self, within, x, train):
-    """`within` over the windows of the shifted grid, [B, N, D] -> same."""
-    (gt, gf), (b, _, d) = self.grid, x.shape
-    window, shift = fit_window(self.grid, self.window, self.shift)
-    y = x.reshape(b, gt, gf, d)
-    if any(shift):
-      y = jnp.roll(y, (-shift[0], -shift[1]), axis=(1, 2))
-    y = within(
-        partition(y, window), shift_mask(self.grid, window, shift), train)
-    y = merge(y, self.grid, window)
-    if any(shift):
-      y = jnp.roll(y, shift, axis=(1, 2))
-    return y.reshape(x.shape)
+    x = x + layers.layer_norm(self.dtype, 'norm2')(mlp(x))
+    return move(x, self.grid, window, tuple(-s for s in shift))
