@@ -24,7 +24,7 @@ _VERSIONS = ('jax', 'jaxlib', 'flax', 'torch', 'numpy')
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-  """A worker: its name in tables and its command line after `python -m`."""
+  """A worker: its name in tables and its command line after `python`."""
   name: str
   command: tuple[str, ...]
 
@@ -39,7 +39,7 @@ class Worker:
   def __init__(self, side: Side, cache: str):
     self.side = side
     self._process = subprocess.Popen(
-        [sys.executable, '-m', *side.command], cwd=ROOT, text=True,
+        [sys.executable, *side.command], cwd=ROOT, text=True,
         env={'JAX_COMPILATION_CACHE_DIR': cache} | os.environ,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -53,7 +53,7 @@ class Worker:
     if not line:
       raise Failed(
           f'{self.side.name} ended with status {self._process.wait()}; what it '
-          f'says is above: python -m {" ".join(self.side.command)}')
+          f'says is above: python {" ".join(self.side.command)}')
     return json.loads(line)
 
   def measure(self, steps: int) -> dict:

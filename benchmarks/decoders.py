@@ -47,7 +47,7 @@ def main(argv):
     args.set = given + list(SIZES[name].items())
     work_of[name] = tasks.make(work.config(args)).flops()['step']
     sides.append(alternate.Side(
-        name, ('benchmarks.ours', 'pretrain', *work.flags(args))))
+        name, ('-m', 'benchmarks.ours', 'pretrain', *work.flags(args))))
   result = alternate.compare(sides, args)
   print('\n| | GFLOP a clip and step | of the default |\n|---|---|---|')
   for name, flops in work_of.items():

@@ -24,14 +24,14 @@ def main(argv):
 def sides(args):
   flags = work.flags(args)
   ours = [alternate.Side(f'ours, {transform}', (
-      'benchmarks.ours', 'front_end', *flags, f'--transform={transform}'))
+      '-m', 'benchmarks.ours', 'front_end', *flags, f'--transform={transform}'))
           for transform in ('matmul', 'fft')]
   theirs = [alternate.Side(f'PyTorch, {transform}', (
-      'benchmarks.torch_steps', 'front_end', *flags,
+      '-m', 'benchmarks.torch_steps', 'front_end', *flags,
       f'--compile={args.compile}', f'--torch_transform={transform}'))
             for transform in ('matmul', 'fft')]
   if args.device == 'cpu' and importlib.util.find_spec('kaldi_native_fbank'):
-    theirs.append(alternate.Side('Kaldi', ('benchmarks.kaldi', *flags)))
+    theirs.append(alternate.Side('Kaldi', ('-m', 'benchmarks.kaldi', *flags)))
   return ours + theirs
 
 

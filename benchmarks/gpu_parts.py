@@ -139,8 +139,8 @@ def against_torch(args):
   from benchmarks import torch_audio_mae
   yield attempt('ratios', train_step.main, [
       f'--task={args.task}', *work.flags(args), f'--rounds={args.rounds}',
-      f'--steps={args.steps}', '--windows', *torch_audio_mae.WINDOWS,
-      f'--compile={args.compile}'])
+      f'--steps={args.steps}', '--torch_transform=matmul', '--windows',
+      *torch_audio_mae.WINDOWS, f'--compile={args.compile}'])
 
 
 PARTS = {'step': step, 'attention': attention, 'memory': memory,

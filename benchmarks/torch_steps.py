@@ -56,7 +56,7 @@ def sides(args) -> list[alternate.Side]:
     args.windows = args.windows[:1]  # there are none
   return [
       alternate.Side(f'PyTorch, {windows}' if args.windows[1:] else 'PyTorch', (
-          'benchmarks.torch_steps', args.task, *work.flags(args),
+          '-m', 'benchmarks.torch_steps', args.task, *work.flags(args),
           f'--compile={args.compile}', f'--windows={windows}',
           f'--torch_transform={args.torch_transform}'))
       for windows in args.windows]

@@ -20,7 +20,7 @@ def main(argv):
   alternate.add_flags(parser)
   args = parser.parse_args(argv)
   ours = alternate.Side(
-      'ours', ('benchmarks.ours', args.task, *work.flags(args)))
+      'ours', ('-m', 'benchmarks.ours', args.task, *work.flags(args)))
   return alternate.compare([ours, *torch_steps.sides(args)], args)
 
 
