@@ -99,9 +99,10 @@ def _start(x):
   if 'first_step_s' not in x:
     return [('to compile', (
         f'{_time(x["lower_s"])} of lowering, {_time(x["compile_s"])}'))]
+  compiling = 'compiled before' if x['compiled_before'] else 'compiling'
   return [('to first step', (
       f'{_time(x["to_first_step_s"])}: lowering {_time(x["lower_s"])}, '
-      f'compiling {_time(x["compile_s"])}, parameters {_time(x["init_s"])}, '
+      f'{compiling} {_time(x["compile_s"])}, parameters {_time(x["init_s"])}, '
       f'step {_time(x["first_step_s"])}'))]
 
 

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
 import traceback
 
 from absl import app
@@ -50,6 +51,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Exit status; 1 is an error that the user can mend. What is out of reach, a
 # process or a store, may be there at the next try.
 OUT_OF_REACH, CRASH = 69, 70
+# Of compiled programs: one is some tens of MB, and the oldest go first.
+_PROGRAMS_BYTES, _TRIAL_BYTES = 2 * 2**30, 2**20
 
 
 def named(config, file: str):
@@ -100,8 +103,18 @@ def keep_programs(environ: Mapping[str, str] = os.environ):
   if jax.config.jax_compilation_cache_dir or jax.default_backend() == 'cpu':
     return
   home = environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  jax.config.update('jax_compilation_cache_dir',
-                    os.path.join(home, 'audio_mae_jax', 'programs'))
+  place = os.path.join(home, 'audio_mae_jax', 'programs')
+  try:
+    os.makedirs(place, exist_ok=True)
+    with tempfile.TemporaryFile(dir=place) as file:
+      file.write(bytes(_TRIAL_BYTES))
+  except OSError as error:  # XLA would end the run
+    logging.getLogger(__name__).info(
+        'Programs are compiled anew at each start: %s cannot be written (%s). '
+        'JAX_COMPILATION_CACHE_DIR=DIR names another place.', place, error)
+    return
+  jax.config.update('jax_compilation_cache_dir', place)
+  jax.config.update('jax_compilation_cache_max_size', _PROGRAMS_BYTES)
 
 
 def run(action):

@@ -150,7 +150,8 @@ def _start(program, batch):
   lap = lambda: marks.append(time.perf_counter())
   lowered = program.train_step.lower(program.shapes, batch)
   lap()
-  compiled = lowered.compile()
+  with _cache_hits() as hits:
+    compiled = lowered.compile()
   lap()
   runner = _Runner(compiled, jax.block_until_ready(program.init()))
   lap()
@@ -159,7 +160,21 @@ def _start(program, batch):
   seconds = dict(zip(('lower_s', 'compile_s', 'init_s', 'first_step_s'),
                      np.diff(marks).tolist()))
   return runner, lowered, compiled, seconds | {
-      'to_first_step_s': marks[-1] - marks[0]}
+      'compiled_before': bool(hits), 'to_first_step_s': marks[-1] - marks[0]}
+
+
+@contextlib.contextmanager
+def _cache_hits():
+  """A list that grows with each program that was compiled before."""
+  hits = []
+  listen = lambda event, **_: (
+      hits.append(event) if event == '/jax/compilation_cache/cache_hits'
+      else None)
+  jax.monitoring.register_event_listener(listen)
+  try:
+    yield hits
+  finally:
+    jax.monitoring.unregister_event_listener(listen)
 
 
 class _Runner:

@@ -183,9 +183,17 @@ def _settings(folder):
   return settings
 
 
+def typed(settings) -> config_lib.Config:
+  """Settings that lie beside weights, for any device: what computes attention
+  is a choice for the devices of a run, and not one of the model's."""
+  config = config_lib.typed(settings)
+  return dataclasses.replace(config, model=dataclasses.replace(
+      config.model, attention=config_lib.Model().attention))
+
+
 def _typed(settings, folder):
   try:
-    return config_lib.typed(settings)
+    return typed(settings)
   except ValueError as error:
     raise ValueError(
         f'The settings in {folder} are of another version: {error}') from error

@@ -163,6 +163,7 @@ def test_the_command_measures_everything_and_writes_nothing_else(tmp_path):
   assert start['to_first_step_s'] == pytest.approx(
       sum(start[f'{part}_s'] for part in (
           'lower', 'compile', 'init', 'first_step')))
+  assert not start['compiled_before']  # no cache is set here
   assert 0 < timed['min_s'] <= timed['p10_s'] <= timed['median_s']
   assert timed['median_s'] <= timed['p90_s'] and timed['cpu_s'] > 0
   assert rate['clips_per_s'] == pytest.approx(8 / rate['step_s'])

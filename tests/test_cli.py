@@ -46,31 +46,42 @@ def test_statuses_say_whether_to_start_again(error, status, told, capsys):
 
 
 @pytest.fixture
-def cache_dir():
-  """Sets JAX's setting, and sets it back; returns how to read it."""
-  name = 'jax_compilation_cache_dir'
-  before = getattr(jax.config, name)
+def cache_dir(monkeypatch):
+  """Sets JAX's setting, and in the end what was; returns how to read it."""
+  names = 'jax_compilation_cache_dir', 'jax_compilation_cache_max_size'
+  before = {name: getattr(jax.config, name) for name in names}
 
-  def now(place):
-    jax.config.update(name, place)
-    return lambda: getattr(jax.config, name)
+  def now(place, backend):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    jax.config.update(names[0], place)
+    return lambda: getattr(jax.config, names[0])
 
   yield now
-  jax.config.update(name, before)
+  for name, value in before.items():
+    jax.config.update(name, value)
 
 
 def test_programs_for_accelerators_are_kept_for_later_runs(
-    cache_dir, monkeypatch):
-  found = cache_dir(None)
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  cli.keep_programs({'XDG_CACHE_HOME': '/caches'})
-  assert found() == '/caches/audio_mae_jax/programs'
+    cache_dir, tmp_path):
+  found = cache_dir(None, 'gpu')
+  cli.keep_programs({'XDG_CACHE_HOME': str(tmp_path)})
+  assert found() == str(tmp_path / 'audio_mae_jax' / 'programs')
+  assert not list((tmp_path / 'audio_mae_jax' / 'programs').iterdir())
+
+
+def test_a_home_that_cannot_be_written_to_costs_no_run(
+    cache_dir, tmp_path, caplog):
+  found = cache_dir(None, 'gpu')
+  (tmp_path / 'file').touch()
+  with caplog.at_level('INFO'):
+    cli.keep_programs({'XDG_CACHE_HOME': str(tmp_path / 'file')})
+  assert found() is None
+  assert 'JAX_COMPILATION_CACHE_DIR=DIR names another place' in caplog.text
 
 
 @pytest.mark.parametrize('given, backend', [('/mine', 'gpu'), (None, 'cpu')])
 def test_a_place_of_the_users_stays_and_cpus_have_none(
-    cache_dir, monkeypatch, given, backend):
-  found = cache_dir(given)
-  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-  cli.keep_programs({'XDG_CACHE_HOME': '/caches'})
-  assert found() == given
+    cache_dir, tmp_path, given, backend):
+  found = cache_dir(given, backend)
+  cli.keep_programs({'XDG_CACHE_HOME': str(tmp_path)})
+  assert found() == given and not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from audio_mae_jax import train
 from audio_mae_jax import trees
 from audio_mae_jax import weights
 from audio_mae_jax.convert import files
+from audio_mae_jax.convert import settings
 
 of = functools.partial(exchange.random_weights, base=tiny.MODEL)
 
@@ -65,6 +66,19 @@ def test_the_place_of_positions_is_written_out():
   patch = of({'patch.stride': (4, 10)}).config.patch
   assert patch.positions_grid == (15, 12)
   assert patch.positions_stride == (4, 10)
+
+
+def test_what_computes_attention_stays_with_the_devices_it_was_chosen_for(
+    tmp_path):
+  want = of()
+  want = dataclasses.replace(want, config=dataclasses.replace(
+      want.config, model=dataclasses.replace(
+          want.config.model, attention='cudnn')))
+  weights.save(tmp_path / 'w', want)
+  assert weights.load(tmp_path / 'w').config.model.attention == 'auto'
+  assert weights.load_config(tmp_path / 'w').model.attention == 'auto'
+  notes = {files.NOTES: dataclasses.asdict(want.config)}
+  assert settings.noted(notes).model.attention == 'auto'
 
 
 def test_a_compact_folder_is_as_small_as_its_numbers(tmp_path):

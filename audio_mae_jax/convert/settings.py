@@ -12,6 +12,7 @@ import re
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import registry
+from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.convert import files
 from audio_mae_jax.convert import positions
 from audio_mae_jax.models import encoder as encoder_lib
@@ -63,7 +64,7 @@ def noted(hints: dict) -> config_lib.Config | None:
   if files.NOTES not in hints:
     return None
   try:
-    return config_lib.typed(hints[files.NOTES])
+    return weights_lib.typed(hints[files.NOTES])
   except ValueError as error:
     raise ValueError(
         f'The note {files.NOTES!r} in the file is of another version: {error}'
