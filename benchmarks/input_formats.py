@@ -1,6 +1,6 @@
 """What a clip costs the host, by the format it is stored in.
 
-  python benchmarks/input_formats.py
+  python -m benchmarks.input_formats
 
 The same clips are written as 16-bit WAV and FLAC files, as records of both
 encodings, and as a TensorFlow dataset (where that is installed). Then the input
@@ -15,6 +15,7 @@ and, in brackets, the least and the most of all rounds.
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 
@@ -25,11 +26,11 @@ import numpy as np
 import soundfile
 
 from audio_mae_jax import config as config_lib
-from audio_mae_jax.data import files as files_lib
 from audio_mae_jax.data import manifests
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import report
 from audio_mae_jax.data import sources
+from audio_mae_jax.data import splits
 from audio_mae_jax.prepare import records
 from audio_mae_jax.prepare import shards
 
@@ -116,20 +117,7 @@ def tfds(place, clips, _):
   source = sources.make(
       config_lib.Source(name='tfds', path=str(builder.data_dir)),
       config_lib.Data())
-  return Repeated(source)
-
-
-class Repeated(files_lib.Source):
-  """The clips of a source, each listed many times."""
-
-  def __init__(self, source):
-    self._source, self.num_files = source, len(source)
-
-  def __len__(self):
-    return ROWS
-
-  def __getitem__(self, i):
-    return self._source[i % self.num_files]
+  return splits.Chosen(source, [i % len(source) for i in range(ROWS)])
 
 
 FORMATS = {
@@ -179,8 +167,8 @@ def show(values, digits=2):
           f'({min(values):.{digits}f} to {max(values):.{digits}f})')
 
 
-def main():
-  options = parser().parse_args()
+def main(argv):
+  options = parser().parse_args(argv)
   clips = [recording(i, options.seconds) for i in range(options.clips)]
   with tempfile.TemporaryDirectory() as folder:
     opened = {}
@@ -205,4 +193,4 @@ def main():
 
 
 if __name__ == '__main__':
-  main()
+  main(sys.argv[1:])

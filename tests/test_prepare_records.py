@@ -1,26 +1,24 @@
 """Any source becomes a folder of records: the same clips, the same labels."""
 
-import csv
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
+import conversions
 import labelled
 import numpy as np
 import pytest
-import soundfile
 import tiny
 
-from audio_mae_jax import config as config_lib
 from audio_mae_jax import modes
-from audio_mae_jax.data import audio_io
-from audio_mae_jax.data import sources
 from audio_mae_jax.prepare import __main__ as command
 from audio_mae_jax.prepare import shards
+
+convert = conversions.convert
+load = conversions.load
+opened = conversions.opened
+refuse = conversions.refuse
+sound = conversions.sound
 
 
 @pytest.fixture(autouse=True)
@@ -28,60 +26,9 @@ def no_data_root(monkeypatch):
   monkeypatch.delenv('AUDIO_MAE_DATA', raising=False)
 
 
-def sound(path, seed, seconds=0.1, rate_hz=16000, channels=1, scale=0.1,
-          **keywords):
-  rng = np.random.default_rng(seed)
-  samples = np.clip(rng.normal(0, scale, (round(seconds * rate_hz), channels)),
-                    -1.5, 1.5)
-  soundfile.write(path, samples, rate_hz, **keywords)
-
-
 @pytest.fixture
 def corpus(tmp_path):
-  """A manifest of seven clips in splits and folds, in several formats."""
-  place = tmp_path / 'set'
-  place.mkdir()
-  rows = [('path', 'labels', 'split', 'fold', 'start_s', 'duration_s')]
-  for i in range(5):
-    sound(place / f'{i}.wav', i, seconds=0.1 + 0.01 * i)
-    rows.append((f'{i}.wav', 'ab'[i % 2], 'train', i % 2, '', ''))
-  sound(place / 'stereo.flac', 9, rate_hz=44100, channels=2)
-  rows.append(('stereo.flac', 'a;b', 'valid', 1, '', ''))
-  rows.append(('1.wav', 'b', 'valid', 0, 0.05, 0.04))
-  with open(place / 'manifest.csv', 'w', newline='') as file:
-    csv.writer(file).writerows(rows)
-  return place
-
-
-def convert(place, output, *options, source='manifest'):
-  path = place / 'manifest.csv' if source == 'manifest' else place
-  command.main(['records', '--source', source, '--path', str(path),
-                '--output', str(output), *options])
-  return json.loads((output / 'index.json').read_text())
-
-
-def opened(name, path, **fields):
-  return sources.make(config_lib.Source(name=name, path=str(path), **fields),
-                      config_lib.Data())
-
-
-def load(source, i, **keywords):
-  keywords = {'num_samples': 10**6, 'crop': 'start'} | keywords
-  return audio_io.load(
-      source[i], sample_rate_hz=16000, rng=np.random.default_rng(0), **keywords)
-
-
-def content(folder):
-  return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def refuse(capsys, *arguments):
-  with pytest.raises(SystemExit) as stop:
-    convert(*arguments)
-  assert stop.value.code == 1
-  said = capsys.readouterr().err
-  assert said.startswith('\nerror: ')
-  return said
+  return conversions.corpus(tmp_path / 'set')
 
 
 @pytest.mark.parametrize('encoding', shards.ENCODERS)
@@ -133,7 +80,7 @@ def test_the_index_says_what_is_there(corpus, tmp_path, capsys):
     data = (tmp_path / 'out' / shard['name']).read_bytes()
     assert len(data) == shard['bytes']
     assert hashlib.sha256(data).hexdigest() == shard['sha256']
-  assert sorted(content(tmp_path / 'out')) == sorted(
+  assert sorted(conversions.content(tmp_path / 'out')) == sorted(
       [shard['name'] for shard in index['shards']] + ['index.json'])
   said = capsys.readouterr().out
   assert '  missing: 1 files, e.g. 3.wav' in said
@@ -153,99 +100,6 @@ def test_a_clip_that_is_listed_twice_is_one_record(corpus, tmp_path):
   assert (len(source), source.num_files) == (9, 7)
   assert (source.labels_of(0), source.labels_of(7)) == ((0,), (1,))
   np.testing.assert_array_equal(load(source, 7), load(source, 0))
-
-
-def test_two_conversions_are_the_same_bits(corpus, tmp_path):
-  for name, threads in (('one', '1'), ('two', '5')):
-    convert(corpus, tmp_path / name, '--threads', threads,
-            '--clips_per_shard', '2', '--encoding', 'flac')
-  assert content(tmp_path / 'one') == content(tmp_path / 'two')
-  # Once more does nothing.
-  before = (tmp_path / 'two' / 'index.json').stat().st_mtime_ns
-  convert(corpus, tmp_path / 'two', '--clips_per_shard', '2',
-          '--encoding', 'flac')
-  assert (tmp_path / 'two' / 'index.json').stat().st_mtime_ns == before
-
-
-def test_what_was_written_stays_and_a_half_shard_is_redone(
-    corpus, tmp_path, monkeypatch):
-  convert(corpus, tmp_path / 'whole', '--clips_per_shard', '2')
-  encoded = []
-  encode = shards.encode
-
-  def stopped(source, i, settings):
-    encoded.append(i)
-    if i == 5:
-      raise KeyboardInterrupt
-    return encode(source, i, settings)
-
-  monkeypatch.setattr(shards, 'encode', stopped)
-  with pytest.raises(KeyboardInterrupt):
-    convert(corpus, tmp_path / 'out', '--clips_per_shard', '2',
-            '--threads', '1')
-  names = sorted(content(tmp_path / 'out'))
-  assert [name.split('-of-')[0] for name in names] == [
-      'clips-00000', 'clips-00000', 'clips-00001', 'clips-00001',
-      'clips-00002', 'plan.json']
-  assert names[-2].endswith('.partial')
-  with pytest.raises(FileNotFoundError, match='or one that is not finished'):
-    opened('records', tmp_path / 'out')
-  # A whole shard that another program has cut since is redone as well.
-  path = tmp_path / 'out' / names[0]
-  path.write_bytes(path.read_bytes()[:99])
-  encoded.clear()
-  monkeypatch.setattr(shards, 'encode', lambda source, i, settings: (
-      encoded.append(i) or encode(source, i, settings)))
-  convert(corpus, tmp_path / 'out', '--clips_per_shard', '2')
-  assert sorted(encoded) == [0, 1, 4, 5, 6]
-  assert content(tmp_path / 'out') == content(tmp_path / 'whole')
-
-
-@pytest.mark.faults
-def test_a_killed_conversion_goes_on(tmp_path):
-  place = tmp_path / 'set'
-  place.mkdir()
-  for i in range(400):
-    sound(place / f'{i:03d}.wav', i, seconds=1, rate_hz=44100)
-  options = ['--clips_per_shard', '20']
-  convert(place, tmp_path / 'whole', *options, source='folder')
-  arguments = [
-      sys.executable, '-m', 'audio_mae_jax.prepare', 'records', '--source',
-      'folder', '--path', str(place), '--output', str(tmp_path / 'out'),
-      *options]
-  for shards_before in (2, 9):
-    with subprocess.Popen(arguments) as process:
-      while len(list(tmp_path.glob('out/*.json'))) < 1 + shards_before:
-        assert process.poll() is None
-        time.sleep(0.01)
-      process.send_signal(signal.SIGKILL)
-    assert not (tmp_path / 'out' / 'index.json').exists()
-  subprocess.run(arguments, check=True)
-  assert content(tmp_path / 'out') == content(tmp_path / 'whole')
-
-
-def test_another_conversion_in_the_same_folder_is_refused(
-    corpus, tmp_path, capsys):
-  out = tmp_path / 'out'
-  convert(corpus, out, '--clips_per_shard', '2')
-  before = content(out)
-  said = refuse(capsys, corpus, out, '--encoding', 'flac')
-  assert ("is of another conversion: --encoding='pcm16' there, 'flac' now; "
-          '--clips_per_shard=2 there, 4096 now. Repeat') in said
-  with open(corpus / 'manifest.csv', 'a') as file:
-    file.write('0.wav,b,train,0,,\n')
-  assert "--source='7 clips, " in refuse(
-      capsys, corpus, out, '--clips_per_shard', '2')
-  assert content(out) == before
-
-
-def test_a_folder_in_use_is_refused(corpus, tmp_path, capsys, monkeypatch):
-  out = tmp_path / 'out'
-  monkeypatch.setattr(shards, 'write', lambda *_: refuse(capsys, corpus, out))
-  with pytest.raises(TypeError):  # what that said is no shard
-    convert(corpus, out)
-  # The inner one was refused, not the outer.
-  assert not (out / 'index.json').exists()
 
 
 def test_what_cannot_be_written_is_said(corpus, tmp_path, capsys):

@@ -56,8 +56,9 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
   """The clip [<= num_samples] of `item` at `sample_rate_hz`, of one channel.
 
   Full scale is 1; with `dtype` int16 it is 2**15, for items that are stored so:
-  16 bits, one channel, at that rate. With `out` [num_samples] of that dtype the
-  result is its first part, which is then filled.
+  16 bits, one channel, at that rate; another one is a ValueError. With `out`
+  [num_samples] of that dtype the result is its first part, which is then
+  filled.
 
   `item` is an element of a source: 'audio' is a path or an address, the bytes
   of a file, or an array [n] or [n, channels] sampled at 'sample_rate_hz';
@@ -75,6 +76,8 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
           f'config.frontend.sample_rate_hz={sample_rate_hz}, and '
           "config.data.resample='error' refuses to convert. Set "
           "config.data.resample='soxr_hq', or the sample rate of the files.")
+    if dtype == np.int16:
+      _check_pcm16(recording, item, sample_rate_hz)
     window = _Window(recording, item, sample_rate_hz, RESAMPLERS[resample],
                      mix, dtype)
     if window.num_samples < max(min_samples, 1):
@@ -83,6 +86,18 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
           f'too short: {window.num_samples / sample_rate_hz:.4f} s, the model '
           f'needs {min_samples / sample_rate_hz:.4f} s')
     return take(window, num_samples, rng, out)
+
+
+def _check_pcm16(recording, item, rate_hz):
+  """Raises where integers would not be the clip: a float in -1 to 1 is 0."""
+  is_16_bit = recording.dtype == np.int16
+  if (is_16_bit, recording.num_channels, recording.rate_hz) != (
+      True, 1, rate_hz):
+    raise ValueError(
+        f'{item["id"]} has {"" if is_16_bit else "other than "}16 bits, '
+        f'{recording.num_channels} channels, {recording.rate_hz} Hz, but its '
+        f'source promises 16 bits, one channel, {rate_hz} Hz. Such a source '
+        'must give None as its pcm16_rate_hz; then clips are converted.')
 
 
 class _Window:
@@ -144,7 +159,6 @@ class _Window:
           f'truncated: {start + len(frames)} of {self._recording.num_frames} '
           'frames')
     if out.dtype == np.int16:
-      assert frames.dtype == np.int16 and frames.shape[1] == 1
       out[:] = frames[:, 0]
     elif frames.shape[1] > 1:
       out[:] = self._mix(self._scaled(frames))
@@ -219,7 +233,8 @@ class _File:
     self.rate_hz = self._file.samplerate
     self.num_frames = self._file.frames
     is_16_bit = self._file.subtype == 'PCM_16'
-    self._dtype = 'int16' if is_16_bit else 'float32'
+    self.num_channels = self._file.channels
+    self.dtype = np.dtype('int16' if is_16_bit else 'float32')
     self.full_scale = _FULL_SCALE['int16'] if is_16_bit else 1
 
   def __enter__(self):
@@ -258,7 +273,7 @@ class _File:
         if start != self._file.tell():
           self._file.seek(start)
         return self._file.read(
-            stop - start, dtype=self._dtype, always_2d=True)
+            stop - start, dtype=self.dtype.name, always_2d=True)
     except storage.Unreachable:
       raise
     except (OSError, RuntimeError, ValueError) as error:
@@ -278,8 +293,9 @@ class _Array:
     else:
       raise BadAudio(f'samples of type {samples.dtype}')
     self._samples = samples if samples.ndim == 2 else samples.reshape(-1, 1)
+    self.dtype = samples.dtype
     self.rate_hz = int(rate_hz)
-    self.num_frames = len(self._samples)
+    self.num_frames, self.num_channels = self._samples.shape
 
   def __enter__(self):
     return self

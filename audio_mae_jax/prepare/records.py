@@ -29,6 +29,7 @@ from audio_mae_jax.prepare import report as report_lib
 from audio_mae_jax.prepare import shards
 
 _PLAN = 'plan.json'
+_STAT_THREADS = 16  # looking at files waits for the disk, not for the core
 # Their level is not measured, where there are others.
 _HELD_OUT = ('valid', 'validation', 'val', 'dev', 'test', 'testing', 'eval')
 
@@ -104,9 +105,10 @@ def _folder(path):
         's3 sync).')
   path = os.path.abspath(os.path.expanduser(path))
   os.makedirs(path, exist_ok=True)
-  if os.listdir(path) and not any(
-      os.path.exists(os.path.join(path, name))
-      for name in (records_lib.INDEX, _PLAN)):
+  # The first of all that is written may be half there.
+  known = {records_lib.INDEX, _PLAN, f'{_PLAN}.partial'}
+  found = os.listdir(path)
+  if found and known.isdisjoint(found):
     raise ValueError(f'--output={path} holds other files. Name a new folder.')
   return path
 
@@ -174,11 +176,25 @@ def _shards(source, clips, output, settings, num_threads):
 def _plan(source, settings, count):
   """What decides over the content of the folder."""
   digest = hashlib.sha256(repr(source.class_names).encode())
-  for i in range(len(source)):
+  contents = shards.in_order(
+      lambda i: _content(source, i), range(len(source)), _STAT_THREADS)
+  for i, content in enumerate(contents):
     digest.update(repr((source.name_of(i), source.labels_of(i),
-                        source.split_of(i))).encode())
+                        source.split_of(i), content)).encode())
   return dataclasses.asdict(settings) | {
       'clips': count, 'source': f'{len(source):,} clips, {digest.hexdigest()}'}
+
+
+def _content(source, i):
+  """Tells clip i from others of its name, wherever the data lie.
+
+  Of a file at an address its place is all that costs no request.
+  """
+  path, *part = source.place_of(i) or ('',)
+  if storage.is_remote(path):
+    return path, *part
+  # Clips that are no files of this machine are told apart by their set.
+  return storage.version(path) or source.title, *part
 
 
 def _agreed(output, plan):
@@ -199,7 +215,8 @@ def _agreed(output, plan):
   if other:
     raise ValueError(
         f'{output} is of another conversion: {"; ".join(other)}. Repeat that '
-        'one, name a new folder, or remove this one.')
+        'one, name a new folder, or remove this one. (Clips are others where '
+        'name, labels, split, place, file size or time of change are.)')
   return found
 
 

@@ -6,6 +6,7 @@ them and the settings alone.
 """
 
 import collections
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -105,7 +106,7 @@ def write(path: str, source: files.Source, clips: list[int],
   num_samples, clipped, bad = [], [], {}
   partial = f'{path}.partial'
   with _writing(partial) as writer:
-    encoded = _in_order(
+    encoded = in_order(
         lambda i: encode(source, i, settings), clips, num_threads)
     for place, clip in enumerate(encoded):
       if isinstance(clip, str):
@@ -152,8 +153,11 @@ def _writing(path):
         ) from error
 
 
-def _in_order(function, items, num_threads):
-  """function(item) of all `items`, in their order, from threads."""
+def in_order(function: Callable, items: Iterable, num_threads: int) -> Iterator:
+  """function(item) of all `items`, in their order, from threads.
+
+  A few are under way at a time, however many there are.
+  """
   with futures.ThreadPoolExecutor(num_threads) as pool:
     queue = collections.deque()
     try:

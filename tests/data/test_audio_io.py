@@ -50,6 +50,33 @@ def test_arrays_are_scaled_to_one(dtype, scale):
       np.float32([0.5, -0.5, 0.25]), 9))
 
 
+@pytest.mark.parametrize('rate_hz, channels, subtype, says', [
+    (22050, 1, 'PCM_16', '16 bits, 1 channels, 22050 Hz'),
+    (RATE_HZ, 2, 'PCM_16', f'16 bits, 2 channels, {RATE_HZ} Hz'),
+    (RATE_HZ, 1, 'PCM_24', f'other than 16 bits, 1 channels, {RATE_HZ} Hz'),
+])
+def test_what_is_not_stored_as_int16_is_not_read_as_such(
+    write, rate_hz, channels, subtype, says):
+  samples = np.random.default_rng(0).normal(0, 0.1, (4000, channels))
+  with open(write('a.wav', samples, rate_hz, subtype=subtype), 'rb') as file:
+    content = file.read()
+  with pytest.raises(ValueError, match=(
+      f'x has {says}, but its source promises .* {RATE_HZ} Hz. .*pcm16_rate')):
+    load(content, dtype=np.int16)
+  if subtype == 'PCM_16':
+    frames = np.zeros((4000, channels), np.int16)
+    with pytest.raises(ValueError, match=f'x has {says}, but'):
+      load(frames, sample_rate_hz=rate_hz, dtype=np.int16)
+
+
+def test_int16_comes_as_it_is_stored(write):
+  samples = np.arange(-800, 800, dtype=np.int16)
+  with open(write('a.wav', samples, subtype='PCM_16'), 'rb') as file:
+    got = load(file.read(), dtype=np.int16)
+  np.testing.assert_array_equal(got, samples)
+  assert got.dtype == np.int16
+
+
 def test_channels_are_averaged(write, tone):
   left, right = tone(1, 500), tone(1, 2000)
   path = write('a.wav', np.stack([left, right], 1), subtype='FLOAT')

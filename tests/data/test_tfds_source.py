@@ -22,9 +22,9 @@ def pcm(i):
   return np.full(800 + 10 * i, 1000 * (i + 1), np.int16)
 
 
-def flac(i):
+def flac(i, rate_hz=RATE_HZ):
   buffer = io.BytesIO()
-  soundfile.write(buffer, pcm(i), RATE_HZ, format='FLAC')
+  soundfile.write(buffer, pcm(i), rate_hz, format='FLAC')
   return buffer.getvalue()
 
 
@@ -65,6 +65,27 @@ class FlacSet(_Builder, skip_registration=True):
       tfds.features.ClassLabel(names=['a', 'b', 'c'])))
   labels_of = staticmethod(lambda i: [2, 0][:i % 3])
   metadata = {}
+
+
+class Audio(tfds.features.Tensor):
+  """As that of TFDS with lazy_decode=True, which cannot be made without
+  TensorFlow: int16 by its name, a data source hands out the file's bytes."""
+
+  def __init__(self, shape=(None,), dtype=np.int16, **keywords):
+    super().__init__(shape=shape, dtype=dtype, serialized_dtype=np.object_,
+                     serialized_shape=(), **keywords)
+    self.sample_rate = RATE_HZ
+
+  def encode_example(self, content):
+    return content
+
+  def decode_example_np(self, content):
+    return content
+
+
+class LazySet(_Builder, skip_registration=True):
+  feature = Audio()
+  encode = staticmethod(lambda i: flac(i, 2 * RATE_HZ))
 
 
 class RatelessSet(_Builder, skip_registration=True):
@@ -149,6 +170,15 @@ def test_pcm_travels_as_it_is_stored(prepared, settings):
   assert batch['audio'].dtype == np.int16
   assert set(batch['audio'][:, 0]) <= {1000 * (i + 1) for i in range(6)}
   assert make(path=prepared(FlacSet)).pcm16_rate_hz is None
+
+
+def test_whole_files_of_another_rate_are_resampled(prepared, settings):
+  source = make(path=prepared(LazySet))
+  assert isinstance(source[0]['audio'], bytes)
+  assert source.pcm16_rate_hz is None
+  batch, = batching.train(source, settings(3, sample_rate_hz=RATE_HZ), 1)
+  assert batch['audio'].dtype == np.float32
+  assert all(0.02 < peak < 0.5 for peak in np.abs(batch['audio']).max(axis=1))
 
 
 def test_splits_are_known_where_whole_ones_are_asked(prepared):
