@@ -19,7 +19,10 @@ from benchmarks import work
 # A worker that measures nothing: it answers with its name and how often.
 FAKE = '''
 import json, os, sys
-print(json.dumps({"pid": os.getpid()}), flush=True)
+print(json.dumps({
+    "pid": os.getpid(),
+    "preallocate": os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE")}),
+    flush=True)
 for i, steps in enumerate(sys.stdin):
   if "fails" in sys.argv: sys.exit(3)
   print(json.dumps({
@@ -33,7 +36,12 @@ def fake(name, *argv):
   return alternate.Side(name, ('-c', FAKE, *argv))
 
 
-def test_sides_take_turns_and_each_round_gives_a_ratio():
+def preallocate(result):
+  return {x['preallocate'] for side in result['rounds'].values() for x in side}
+
+
+def test_sides_take_turns_and_each_round_gives_a_ratio(monkeypatch):
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
   result = alternate.run([fake('a', '2'), fake('b', '3')], rounds=3, steps=5)
   seconds = {name: [x['wall_s'] for x in measured]
              for name, measured in result['rounds'].items()}
@@ -46,14 +54,17 @@ def test_sides_take_turns_and_each_round_gives_a_ratio():
   assert '| b / a | 1.50 (1.50 to 1.50) | 1.00 (1.00 to 1.00) |' in table
   assert '| a | 4 (2 to 6) | 1 (1 to 1) | 1.00 GB | - |' in table
   assert result['machine']['cores'] >= 1 and 'jax' in result['machine']
+  assert preallocate(result) == {'false'}  # they share a GPU's memory
 
 
-def test_one_at_a_time_is_a_new_process_in_each_round():
+def test_one_at_a_time_is_a_new_process_in_each_round(monkeypatch):
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
   result = alternate.run(
       [fake('a', '2'), fake('b', '3')], rounds=2, steps=1, together=False)
   assert [x['wall_s'] for x in result['rounds']['a']] == [2, 2]
   assert len({x['pid'] for side in result['rounds'].values()
               for x in side}) == 4
+  assert preallocate(result) == {None}
 
 
 def test_a_worker_that_ends_is_told_of():
@@ -62,14 +73,13 @@ def test_a_worker_that_ends_is_told_of():
 
 
 def test_a_part_that_hangs_or_fails_keeps_what_it_had_found():
-  python = lambda code: [sys.executable, '-uc', code]
-  assert gpu.run(python('print(\'{"a": 1}\')'), 30, None) == {'a': 1}
-  assert gpu.run(
-      python('import time; print(\'{"a": 1}\'); time.sleep(60)'), 2, None) == {
-          'a': 1, 'error': 'not done after 2 s'}
-  assert gpu.run(
-      python('import sys; sys.stdout.write(\'{"a": 1}\\n{"b\'); sys.exit(4)'),
-      30, None) == {'a': 1, 'error': 'ended with status 4'}
+  # Of a shell, which has printed at once on a busy machine too.
+  run = lambda code, limit_s: gpu.run(['sh', '-c', code], limit_s, None)
+  assert run('echo \'{"a": 1}\'', 60) == {'a': 1}
+  assert run('echo \'{"a": 1}\'; sleep 60', 5) == {
+      'a': 1, 'error': 'not done after 5 s'}
+  assert run('echo \'{"a": 1}\'; printf \'{"b\'; exit 4', 60) == {
+      'a': 1, 'error': 'ended with status 4'}
 
 
 def test_parts_that_a_file_has_are_not_measured_again(tmp_path, monkeypatch):
