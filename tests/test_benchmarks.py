@@ -110,19 +110,40 @@ def test_the_largest_batch_is_what_memory_allows():
   assert gpu_table.largest_batch(None) is None
 
 
-def test_every_size_of_decoders_is_a_recipe():
-  args = argparse.Namespace(
-      task='pretrain', batch_size=2, dtype='float32', tiny=False)
-  for settings in decoders.SIZES.values():
-    args.set = list(settings.items())
-    assert work.config(args).train.batch_size == 2
+def chosen(task, *argv):
+  """Flags of a comparison, parsed."""
+  parser = argparse.ArgumentParser()
+  work.add_flags(parser)
+  args = parser.parse_args(argv)
+  args.task = task
+  return args
+
+
+def test_decoders_compares_the_presets_that_users_can_choose(monkeypatch):
+  sides = []
+  monkeypatch.setattr(alternate, 'compare',
+                      lambda some, _: sides.extend(some) or {})
+  work_of = decoders.main(['--only', 'local8', 'crop5'])['flops']
+  assert list(work_of) == ['default', 'local8', 'crop5']
+  assert work_of['default'] / 1e9 == pytest.approx(209.8, abs=0.1)
+  assert work_of['crop5'] < work_of['local8'] < work_of['default']
+  # Each worker is told which one it is.
+  assert [[word for word in side.command if 'preset' in word]
+          for side in sides] == [
+              [f'--preset={name}'] for name in work_of]
+
+
+def test_a_preset_of_a_recipe_without_them_is_refused():
+  with pytest.raises(ValueError, match='finetune_as2m has no presets'):
+    work.config(chosen('finetune', '--preset=local8'))
 
 
 def test_settings_are_handed_on_as_they_are():
   parser = argparse.ArgumentParser()
   work.add_flags(parser)
   args = parser.parse_args([
-      '--tiny', '--threads=2', '--set=model.encoder.variant=S',
+      '--tiny', '--threads=2', '--preset=local8',
+      '--set=model.encoder.variant=S',
       '--set=model.decoder.shift=[2, 2]', '--set=optimizer.base_lr=1'])
   assert args.set == [('model.encoder.variant', 'S'),
                       ('model.decoder.shift', (2, 2)), ('optimizer.base_lr', 1)]
@@ -132,9 +153,7 @@ def test_settings_are_handed_on_as_they_are():
 def test_kaldi_computes_the_same_features():
   pytest.importorskip('kaldi_native_fbank')
   from benchmarks import kaldi
-  spec = work.config(argparse.Namespace(
-      task='front_end', batch_size=1, dtype='float32', tiny=True, set=[])
-  ).frontend
+  spec = work.config(chosen('front_end', '--batch_size=1', '--tiny')).frontend
   clip = 0.1 * np.random.default_rng(0).standard_normal(16_000, np.float32)
   features = jax.jit(lambda x: frontend.features(x, np.array([16_000]), spec))
   want = features(clip[None])[0]
