@@ -1,6 +1,6 @@
 """What a clip costs the host, by the format it is stored in.
 
-  python benchmarks/input_formats.py
+  python -m benchmarks.input_formats
 
 The same clips are written as 16-bit WAV and FLAC files, as records of both
 encodings, and as a TensorFlow dataset (where that is installed). Then the input
