@@ -36,11 +36,14 @@ class Failed(RuntimeError):
 class Worker:
   """A process that measures; see `worker.serve`."""
 
-  def __init__(self, side: Side, cache: str):
+  def __init__(self, side: Side, cache: str, together: bool):
     self.side = side
+    own = {'JAX_COMPILATION_CACHE_DIR': cache}
+    if together:  # JAX would take three quarters of a GPU's memory at once
+      own['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
     self._process = subprocess.Popen(
         [sys.executable, *side.command], cwd=ROOT, text=True,
-        env={'JAX_COMPILATION_CACHE_DIR': cache} | os.environ,
+        env=own | os.environ,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
   @functools.cached_property
@@ -89,7 +92,7 @@ def run(sides: list[Side], rounds: int, steps: int,
     for _ in range(rounds):
       for side in sides:
         if side.name not in alive:
-          alive[side.name] = Worker(side, cache.name)
+          alive[side.name] = Worker(side, cache.name, together)
         found[side.name].append(alive[side.name].measure(steps))
         if not together:
           alive.pop(side.name).close()
@@ -107,10 +110,10 @@ def start(sides: list[Side], cache: str, alive: dict[str, Worker]):
   The first has the machine for itself, as XLA chooses kernels for a GPU by
   their time; the others get ready at once.
   """
-  alive[sides[0].name] = Worker(sides[0], cache)
+  alive[sides[0].name] = Worker(sides[0], cache, together=True)
   _ = alive[sides[0].name].setup
   for side in sides[1:]:
-    alive[side.name] = Worker(side, cache)
+    alive[side.name] = Worker(side, cache, together=True)
   for side in sides[1:]:
     _ = alive[side.name].setup
 

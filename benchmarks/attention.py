@@ -1,15 +1,16 @@
 """Compares all implementations of attention on the device that is there.
 
-  python benchmarks/attention.py            # the released sizes, bfloat16
-  python benchmarks/attention.py --variants # and how the kernels are cut
-  python benchmarks/attention.py --clips=4 --dtype=float32  # on a CPU
+  python -m benchmarks.attention            # the released sizes, bfloat16
+  python -m benchmarks.attention --variants # and how the kernels are cut
+  python -m benchmarks.attention --clips=4 --dtype=float32  # on a CPU
 
 Each implementation (audio_mae_jax/models/attention.py) gets the projection of
 queries, keys and values, and is compiled forward alone and forward with
 backward. All run in turn, round after round; what is printed is each one's time
 over the reference's in the same round: median and quartiles. Before, results
 and gradients are compared with the reference's in float32, so that this is a
-test on hardware, too: it ends with status 1 if one is off.
+test on hardware, too: it ends with status 1 if one is off, or if one fails for
+which there is a GPU and which the package does not refuse.
 """
 
 import argparse
@@ -18,15 +19,14 @@ import json
 import pathlib
 import sys
 import time
+import traceback
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # the working tree
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from audio_mae_jax.models import attention  # noqa: E402
-from audio_mae_jax.models import window  # noqa: E402
+from audio_mae_jax.models import attention
+from audio_mae_jax.models import window
 
 # Relative to the largest number, against the reference in float32.
 TOLERANCE = {'bfloat16': 0.03, 'float32': 0.01}  # products in TF32 on GPUs
@@ -83,7 +83,7 @@ def with_gradients(run, arrays):
 
 
 def compile_all(case, dtype):
-  """{name: programs, or the error of what does not run here}."""
+  """{name: programs and their error; or why it was 'refused' or 'failed'}."""
   implementations, arrays = case
   rounded = (arrays[0].astype(dtype), *arrays[1:])
   reference = next(iter(implementations.values()))
@@ -96,10 +96,26 @@ def compile_all(case, dtype):
                   for part, program in zip(
                       PARTS, (run, with_gradients(run, rounded)))}
       got = compiled[PARTS[1]](*rounded)
-      found[name] = compiled | {'error': max(map(distance, got, want))}
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-      found[name] = str(error).splitlines()[0]
+      # Not `max` of Python, which may pass a NaN over.
+      found[name] = compiled | {
+          'error': float(np.max([*map(distance, got, want)]))}
+    except Exception as error:  # the compilers have many kinds
+      why = f'{type(error).__name__}: {error}'.splitlines()[0]
+      if refused(name, error):
+        found[name] = {'refused': why}
+      else:
+        traceback.print_exc()
+        found[name] = {'failed': why}
   return found, rounded
+
+
+def refused(name: str, error: Exception) -> bool:
+  """Whether `error` of an implementation says that it is not for this device,
+  and not that it is broken."""
+  own = isinstance(error, ValueError) and (
+      str(error).startswith('model.attention='))
+  of_gpus = name.split(',')[0] in attention.OF_GPUS
+  return own or of_gpus and jax.default_backend() != 'gpu'
 
 
 def distance(a, b):
@@ -122,14 +138,14 @@ def rounds(compiled, arrays, count):
 
 def report(case, found, arrays, options):
   """Prints a table of the case, and gives its figures."""
-  runs = {k: v for k, v in found.items() if not isinstance(v, str)}
-  reference, result = next(iter(runs)), {}
+  runs = {k: v for k, v in found.items() if 'error' in v}
+  result = {k: v for k, v in found.items() if k not in runs}
   print(f'\n{case}')
-  for name, why in found.items():
-    if isinstance(why, str):
-      print(f'  {name}: does not run here: {why}')
-      result[name] = {'refused': why}
-  for part in PARTS:
+  for name, x in result.items():
+    print(f'  {name}: failed: {x["failed"]}' if 'failed' in x else
+          f'  {name}: does not run here: {x["refused"]}')
+  reference = next(iter(runs), None)
+  for part in PARTS if runs else ():
     print(f'  {part:34}    ms  over {reference} (quartiles)   MB    GFLOP  '
           'temporary MB  error')
     times = rounds({name: x[part] for name, x in runs.items()}, arrays,
@@ -177,10 +193,11 @@ def main(argv=None):
         {'device': device.device_kind, 'jax': jax.__version__,
          **vars(options), 'results': results}, indent=2))
   off = [f'{case}: {name}' for case, rows in results.items()
-         for name, row in rows.items() if not row.get('refused')
-         and not row['forward']['error'] < TOLERANCE[options.dtype]]
+         for name, row in rows.items()
+         if 'failed' in row or 'refused' not in row and not (
+             row['forward']['error'] < TOLERANCE[options.dtype])]
   if off:
-    sys.exit('Not what the reference gives: ' + ', '.join(off))
+    sys.exit('Failed, or not what the reference gives: ' + ', '.join(off))
 
 
 if __name__ == '__main__':

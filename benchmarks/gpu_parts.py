@@ -22,31 +22,31 @@ import soundfile
 from audio_mae_jax import compile_for
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import measure
+from audio_mae_jax.data import sources
+from audio_mae_jax.models import attention as attention_lib
 from benchmarks import train_step
 from benchmarks import work
 
 # To compare ways of attention, a few blocks are enough: they compile faster.
-FEW_BLOCKS = {'model.encoder.depth': 1, 'model.decoder.depth': 4}
-MEMORY = {  # settings, of the compiled step of `--batch_size` clips
-    'ViT-B, remat full': {'model.remat': 'full', 'model.scan_layers': True},
-    'ViT-B, remat dots': {'model.remat': 'dots', 'model.scan_layers': True},
-    'ViT-L': {'model.encoder.variant': 'L', 'model.scan_layers': True},
-    'ViT-L, remat dots': {
-        'model.encoder.variant': 'L', 'model.remat': 'dots',
-        'model.scan_layers': True},
-    'ViT-L, remat full': {
-        'model.encoder.variant': 'L', 'model.remat': 'full',
-        'model.scan_layers': True},
-}
+# Of two blocks of the decoder, the second is shifted.
+FEW_BLOCKS = {'model.encoder.depth': 1, 'model.decoder.depth': 2}
+# Settings of a step of `--batch_size` clips; with a scan it compiles faster.
+MEMORY = {
+    f'ViT-L, remat {remat}': {
+        'model.encoder.variant': 'L', 'model.remat': remat,
+        'model.scan_layers': True}
+    for remat in ('full', 'dots')}
 
 
 def main(argv):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('part', choices=PARTS)
   parser.add_argument('--task', default='pretrain')
-  parser.add_argument('--steps', type=int, default=15)
+  parser.add_argument('--steps', type=int, default=8)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--compile', default='default', help='of PyTorch')
+  parser.add_argument(
+      '--again', action='store_true', help='compile the step twice')
   work.add_flags(parser)
   args = parser.parse_args(argv)
   jax.config.update(
@@ -65,18 +65,17 @@ def changed(args, **settings):
   return args
 
 
-def _step(args):
-  config = work.config(args)
-  result = measure.measure(config, measure.Options(
-      steps=args.steps, input='resident', part='step'))
-  stats = jax.devices()[0].memory_stats() or {}
-  result['memory_peak']['limit_bytes'] = stats.get('bytes_limit')
-  return result
+def _step(args, steps=0):
+  return measure.measure(work.config(args), measure.Options(
+      steps=steps or args.steps, input='resident', part='step'))
 
 
 def step(args) -> Iterator[tuple[str, dict]]:
   """The whole step on a resident batch; see docs/performance.md."""
   yield 'step', _step(args)
+  if args.again:
+    jax.clear_caches()  # what is left is on the disk, as for a new process
+    yield attempt('again', lambda: _step(args, steps=1)['start'])
 
 
 def attempt(name, fn, *args):
@@ -90,17 +89,10 @@ def attempt(name, fn, *args):
 
 def attention(args):
   """A step of few blocks, with each way to attend in windows."""
-  for name in attentions():
-    settings = FEW_BLOCKS | ({} if name == 'default' else {
-        'model.attention': name})
-    yield attempt(name, _step, changed(args, **settings))
-
-
-def attentions() -> tuple[str, ...]:
-  if not hasattr(config_lib.Model(), 'attention'):
-    return ('default',)
-  from audio_mae_jax.models import attention as attention_lib
-  return tuple(attention_lib.CHOICES)
+  for name in attention_lib.CHOICES:
+    if name != 'auto':  # it is one of the others
+      yield attempt(name, _step, changed(
+          args, **FEW_BLOCKS, **{'model.attention': name}))
 
 
 def memory(args):
@@ -111,18 +103,39 @@ def memory(args):
 
 
 def real_input(args):
-  """The step fed from WAV files of 16 bits, as training reads a folder."""
+  """The step fed from WAV files of 16 bits, and from the records of them."""
   with tempfile.TemporaryDirectory() as folder:
-    write_clips(pathlib.Path(folder), 2 * args.batch_size,
-                work.config(args))
-    fed = changed(args, **{
-        'data.train.name': 'folder', 'data.train.path': folder,
-        'data.train.labels_csv': ''})
-    yield 'input', measure.measure(work.config(fed), measure.Options(
-        steps=args.steps, input='real'))
+    wav, records = (pathlib.Path(folder, name) for name in ('wav', 'records'))
+    # As many as make one step an epoch: a schedule of other steps is another
+    # program, and would be compiled anew.
+    write_clips(wav, args.batch_size, work.config(args))
+    yield attempt('WAV', fed, args, 'folder', wav)
+    yield attempt('records', fed_records, args, wav, records)
+
+
+def fed_records(args, wav, folder):
+  # Here, so that without array_record the rest is measured.
+  from audio_mae_jax.prepare import records as records_lib
+  from audio_mae_jax.prepare import shards
+  source = sources.make(
+      config_lib.Source(name='folder', path=str(wav)), config_lib.Data())
+  folder.mkdir()
+  records_lib.write(
+      source, str(folder), shards.Settings(), count=1,
+      num_threads=args.threads)
+  return fed(args, 'records', folder)
+
+
+def fed(args, source, path):
+  args = changed(args, **{
+      'data.train.name': source, 'data.train.path': str(path),
+      'data.train.labels_csv': ''})
+  return measure.measure(work.config(args), measure.Options(
+      steps=args.steps, input='real'))
 
 
 def write_clips(folder, count, config):
+  folder.mkdir()
   rate = config.frontend.sample_rate_hz
   rng = np.random.default_rng(0)
   noise = rng.integers(

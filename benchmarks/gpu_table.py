@@ -1,19 +1,6 @@
 """The measurements of gpu.py as one table, and what follows from them."""
 
 GIB = 2**30
-SPARE = 0.97  # of the memory that may be used; the rest is for fragments
-
-
-def largest_batch(step: dict | None) -> int | None:
-  """Clips that should fit, by the memory of the step that was measured."""
-  limit = (step or {}).get('memory_peak', {}).get('limit_bytes')
-  if not limit:
-    return None
-  compiler, clips = step['compiler'], step['setup']['batch_size']
-  fixed = compiler['argument_bytes_per_device']
-  each = compiler['temp_bytes_per_device'] / clips
-  unit = max(1, clips // 8)
-  return int((SPARE * limit - fixed) / each / unit) * unit
 
 
 def table(result: dict) -> str:
@@ -49,17 +36,18 @@ def _step(name, part):
       (f'{name}: compiling', 'under 60 s', (
           f'{start["compile_s"]:.3g} s after {start["lower_s"]:.3g} s of '
           f'tracing; {start["to_first_step_s"]:.3g} s to the first step')),
+      *_again(name, part.get('again')),
       (f'{name}: memory', 'under 80 GB', (
           f'{_gib(x["compiler"]["temp_bytes_per_device"])} temporary, '
           f'{_gib(x["compiler"]["argument_bytes_per_device"])} arguments; '
           f'{_gib(x["memory_peak"]["device_bytes"])} at the peak'))]
 
 
-def _again(name, part):
-  x = part.get('step')
-  return [] if not x else [(f'{name}: compiling, cached', '', (
-      f'{x["start"]["compile_s"]:.3g} s after {x["start"]["lower_s"]:.3g} s '
-      'of tracing'))]
+def _again(name, start):
+  return [] if not start else [(
+      f'{name}: compiling, cached', '', start.get('error') or (
+          f'{start["compile_s"]:.3g} s after {start["lower_s"]:.3g} s of '
+          'tracing'))]
 
 
 def _torch(name, part):
@@ -98,14 +86,20 @@ def _memory(name, part):
 
 
 def _input(name, part):
-  x = part.get('input')
-  if not x:
-    return []
-  rows = [(f'{name}: pipeline alone, WAV', '', (
-      f'{x["input"]["clips_per_s"]:.5g} clips/s with '
-      f'{x["setup"]["cores"]} cores'))]
-  return rows + [(f'{name}: waiting for it', 'under 3 %', (
-      f'{x["fed"]["waiting"]:.2%}, {x["fed"]["clips_per_s"]:.5g} clips/s'))]
+  rows = []
+  for kind in ('WAV', 'records'):
+    x = part.get(kind)
+    if x and 'error' in x:
+      rows.append((f'{name}: {kind}', '', x['error']))
+    elif x:
+      rows += [
+          (f'{name}: {kind}, pipeline alone', '', (
+              f'{x["input"]["clips_per_s"]:.5g} clips/s with '
+              f'{x["setup"]["cores"]} cores')),
+          (f'{name}: {kind}, waiting for it', 'under 3 %', (
+              f'{x["fed"]["waiting"]:.2%}, '
+              f'{x["fed"]["clips_per_s"]:.5g} clips/s'))]
+  return rows
 
 
 def _gib(number):
@@ -113,7 +107,6 @@ def _gib(number):
 
 
 ROWS = {
-    'pretrain': _step, 'finetune': _step, 'largest': _step,
-    'pretrain again': _again, 'torch pretrain': _torch,
-    'torch finetune': _torch, 'attention': _attention, 'memory': _memory,
-    'input': _input}
+    'pretrain': _step, 'finetune': _step, 'input': _input,
+    'attention': _attention, 'memory': _memory, 'torch pretrain': _torch,
+    'torch finetune': _torch}

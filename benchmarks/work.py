@@ -21,13 +21,26 @@ TINY = {
     'model.decoder.heads': 2}
 
 
-def config(args) -> config_lib.Config:
-  """The recipe of `args.task`, as the flags change it."""
-  path = ROOT / 'configs' / f'{RECIPES[args.task]}.py'
+def recipe(task):
+  """The module of configs/ that `task` is measured with."""
+  path = ROOT / 'configs' / f'{RECIPES[task]}.py'
   spec = importlib.util.spec_from_file_location(path.stem, path)
-  recipe = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(recipe)
-  settings = recipe.get_config()
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def config(args) -> config_lib.Config:
+  """The recipe of `args.task`, as the flags change it.
+
+  Raises ValueError for a preset that it does not have.
+  """
+  module = recipe(args.task)
+  if args.preset and not hasattr(module, 'PRESETS'):
+    raise ValueError(
+        f'--preset={args.preset}: {RECIPES[args.task]} has no presets. Leave '
+        'the flag out, or compare --task=pretrain.')
+  settings = module.get_config(*[args.preset] if args.preset else [])
   changes = {'train.batch_size': args.batch_size, 'model.dtype': args.dtype}
   if RECIPES[args.task] == 'finetune_as2m':
     changes |= {'model.classifier.num_classes': CLASSES,
@@ -66,6 +79,8 @@ def add_flags(parser: argparse.ArgumentParser):
   parser.add_argument(
       '--tiny', action='store_true', help='a few parameters: a test of this')
   parser.add_argument(
+      '--preset', default='', help='of the recipe of pre-training')
+  parser.add_argument(
       '--set', type=setting, action='append', default=[], metavar='NAME=VALUE',
       help="a setting of the recipe, e.g. model.encoder.variant=S")
 
@@ -73,6 +88,7 @@ def add_flags(parser: argparse.ArgumentParser):
 def flags(args) -> list[str]:
   """The flags of `add_flags`, to hand on."""
   values = [f'--{name}={getattr(args, name)}'
-            for name in ('batch_size', 'dtype', 'device', 'threads')]
+            for name in (
+                'batch_size', 'dtype', 'device', 'threads', 'preset')]
   return values + ['--tiny'] * args.tiny + [
       f'--set={name}={json.dumps(value)}' for name, value in args.set]

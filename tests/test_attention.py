@@ -4,7 +4,6 @@ import functools
 import json
 import pathlib
 import re
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from audio_mae_jax import step
 from audio_mae_jax.models import attention
 from audio_mae_jax.models import window
 from audio_mae_jax.models import window_kernel
+from benchmarks import attention as benchmark
 
 # As they run here: a kernel interpreted, cuDNN's place taken by jax's own.
 RUNS = {
@@ -252,14 +252,44 @@ def test_what_cudnn_does_not_take_is_refused(shape, dtype, message):
                         'cudnn')
 
 
+SMALL = ['--kind=full', '--clips=1', '--tokens=5', '--width=16', '--heads=2',
+         '--rounds=1', '--dtype=float32']
+
+
 def test_the_benchmark_compares_what_runs_and_says_what_does_not(
     tmp_path, capsys):
-  script = pathlib.Path(__file__).parents[1] / 'benchmarks/attention.py'
-  main = runpy.run_path(str(script))['main']
-  main(['--kind=full', '--clips=1', '--tokens=5', '--width=16', '--heads=2',
-        '--rounds=2', '--dtype=float32', f'--output={tmp_path / "x.json"}'])
+  benchmark.main([*SMALL, f'--output={tmp_path / "x.json"}'])
   found = json.loads((tmp_path / 'x.json').read_text())['results']['5 tokens']
   assert found['xla']['forward']['ratio'] == [1, 1, 1]
   assert found['xla']['forward and backward']['gflop'] > 0
   assert 'model.dtype=bfloat16' in found['cudnn']['refused']
+  assert 'cudnn: does not run here' in capsys.readouterr().out
+
+
+def raises(error):
+  def run(*_):
+    raise error
+  return run
+
+
+@pytest.mark.parametrize('name, run, backend', [
+    # What compilers say when a kernel does not compile.
+    ('cudnn', raises(jax.errors.JaxRuntimeError('INTERNAL: ptxas')), 'gpu'),
+    ('cudnn', raises(ValueError('shapes differ')), 'gpu'),
+    # It is for every device.
+    ('blocks', raises(RuntimeError('no memory')), 'cpu'),
+    # Runs, and gives what is no number.
+    ('cudnn', lambda qkv, heads: jnp.nan * qkv[..., :16], 'gpu')])
+def test_the_benchmark_fails_if_an_implementation_does(
+    name, run, backend, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  monkeypatch.setattr(attention, 'FULL', {
+      'xla': attention.FULL['xla'], name: run})
+  with pytest.raises(SystemExit, match=f'5 tokens: {name}'):
+    benchmark.main(SMALL)
+
+
+def test_what_the_package_refuses_is_no_failure_on_a_gpu(monkeypatch, capsys):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  benchmark.main(SMALL)  # cuDNN in float32
   assert 'cudnn: does not run here' in capsys.readouterr().out
