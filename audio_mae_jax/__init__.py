@@ -7,3 +7,11 @@ Shape letters, everywhere in this package:
 """
 
 __version__ = '0.1.0'
+
+
+def __getattr__(name):
+  # Importing the package takes no JAX; `load` does.
+  if name == 'load':
+    from audio_mae_jax.embed import model
+    return model.load
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -130,6 +130,18 @@ def test_cudnn_has_its_floor_under_each_length():
     assert distance(run(name, SHIFTED, arrays=small)['value'], want) > 0.1
 
 
+@pytest.mark.parametrize('name', ['xla', 'dot_product'])
+@pytest.mark.parametrize('tokens', [8, 9])
+def test_tokens_behind_the_length_of_a_clip_are_not_attended_to(name, tokens):
+  qkv = np.random.default_rng(0).normal(size=(2, tokens, 48)).astype(np.float32)
+  run = attention.FULL['xla'] if name == 'xla' else functools.partial(
+      attention.dot_product_full, implementation='xla')
+  found = run(qkv, 2, lengths=jnp.array([5, tokens], jnp.int32))
+  for row, clip, length in zip(found, qkv, (5, tokens)):
+    np.testing.assert_allclose(
+        row[:length], attention.full(clip[None, :length], 2)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize('length', [16, 103])
 def test_all_tokens_are_attended_to_as_by_the_reference(length):
   rng = np.random.default_rng(0)

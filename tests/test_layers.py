@@ -28,7 +28,8 @@ FLOORS = [
     ['score'],
     ['modes'],
     ['cli', 'measure', 'compile_for', 'convert', 'prepare'],
-    ['main', 'benchmark'],
+    ['embed'],
+    ['main', 'benchmark', 'hear', 'xares_encoder'],
 ]
 
 

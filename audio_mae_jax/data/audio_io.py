@@ -68,7 +68,7 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
   take = registry.lookup(crops.CROPS, crop, 'config.data.crop')
   registry.lookup(RESAMPLERS, resample, 'config.data.resample')
   mix = registry.lookup(CHANNELS, channels, 'config.data.channels')
-  with _open(item) as recording:
+  with open_recording(item) as recording:
     rate = recording.rate_hz
     if rate != sample_rate_hz and resample == 'error':
       raise WrongRate(
@@ -78,7 +78,7 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
           "config.data.resample='soxr_hq', or the sample rate of the files.")
     if dtype == np.int16:
       _check_pcm16(recording, item, sample_rate_hz)
-    window = _Window(recording, item, sample_rate_hz, RESAMPLERS[resample],
+    window = Window(recording, item, sample_rate_hz, RESAMPLERS[resample],
                      mix, dtype)
     if window.num_samples < max(min_samples, 1):
       raise BadAudio(
@@ -100,7 +100,7 @@ def _check_pcm16(recording, item, rate_hz):
         'must give None as its pcm16_rate_hz; then clips are converted.')
 
 
-class _Window:
+class Window:
   """The usable part of a recording, by index at the model's rate."""
 
   def __init__(self, recording, item, rate_hz, quality, mix, dtype):
@@ -183,7 +183,8 @@ def _check(samples):
     raise BadAudio(f'samples up to {peak:.3g}, where full scale is 1')
 
 
-def _open(item):
+def open_recording(item):
+  """The recording of an item of `load`, to be entered with `with`."""
   audio = item['audio']
   if isinstance(audio, (str, os.PathLike, bytes)):
     return _File(audio)

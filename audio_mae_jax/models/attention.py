@@ -18,9 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def full(qkv, heads: int, name: str = 'auto'):
-  """Softmax attention of all tokens to all, [B, L, 3 D] -> [B, L, D]."""
-  return _run(FULL, name, lambda run, qkv: run(qkv, heads), qkv)
+def full(qkv, heads: int, name: str = 'auto', lengths=None):
+  """Softmax attention of all tokens to all, [B, L, 3 D] -> [B, L, D].
+
+  With `lengths` int32 [B], only to the first so many of a clip's; what the
+  tokens behind them get means nothing.
+  """
+  arrays = (qkv,) if lengths is None else (qkv, lengths)
+  return _run(
+      FULL, name, lambda run, qkv, *lengths: run(qkv, heads, *lengths), *arrays)
 
 
 def windows(qkv, heads: int, bias, tau, mask=None, name: str = 'auto'):
@@ -80,32 +86,34 @@ def split_heads(qkv, heads: int):
           for x in jnp.split(qkv, 3, axis=-1)]
 
 
-def _full_xla(qkv, heads):
+def _full_xla(qkv, heads, lengths=None):
   q, k, v = split_heads(qkv, heads)
   logits = jnp.einsum(
       'bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
+  if lengths is not None:
+    inside = jnp.arange(k.shape[1]) < lengths[:, None]
+    logits = jnp.where(inside[:, None, None], logits, -jnp.inf)
   weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
   out = jnp.einsum('bhqk,bkhd->bqhd', weights.astype(v.dtype), v)
   return out.reshape(*out.shape[:2], -1)
 
 
-def _full_cudnn(qkv, heads):
+def _full_cudnn(qkv, heads, lengths=None):
   _check_cudnn(qkv, heads)
-  return dot_product_full(qkv, heads, 'cudnn')
+  return dot_product_full(qkv, heads, 'cudnn', lengths)
 
 
-def dot_product_full(qkv, heads, implementation: str):
+def dot_product_full(qkv, heads, implementation: str, lengths=None):
   """`full` as `jax.nn.dot_product_attention`, by that `implementation`."""
   b, tokens, _ = qkv.shape
-  lengths = {}
   if tokens % 2:
     # jax 0.10 refuses the gradient of odd lengths, with and without a bias:
     # a token is added that no other attends to.
     qkv = jnp.pad(qkv, [(0, 0), (0, 1), (0, 0)])
-    lengths = {f'{of}_seq_lengths': jnp.full(b, tokens, jnp.int32)
-               for of in ('query', 'key_value')}
+    lengths = jnp.full(b, tokens, jnp.int32) if lengths is None else lengths
   out = jax.nn.dot_product_attention(
-      *split_heads(qkv, heads), implementation=implementation, **lengths)
+      *split_heads(qkv, heads), implementation=implementation,
+      query_seq_lengths=lengths, key_value_seq_lengths=lengths)
   return out.reshape(*out.shape[:2], -1)[:, :tokens]
 
 

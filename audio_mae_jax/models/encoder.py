@@ -54,10 +54,13 @@ class Encoder(nn.Module):
   attention: str = 'auto'
 
   @nn.compact
-  def __call__(self, patches, grid, keep_ids=None, *, train=False, every=False):
+  def __call__(self, patches, grid, keep_ids=None, *, train=False, every=False,
+               lengths=None):
     """`keep_ids` int32 [B, K], or None to encode all N patches.
 
-    With `every`, also a list of what each block gives, not normalised.
+    With `every`, also a list of what each block gives, not normalised. With
+    `lengths` int32 [B], only the first so many patches of a clip are seen; what
+    the others become means nothing.
     """
     table = layers.positions(self, grid, self.width, self.patch)
     places = table[1:]
@@ -82,7 +85,9 @@ class Encoder(nn.Module):
             self.heads, self.mlp_ratio, self.dtype, self.attention,
             parent=None),
         self.depth, scan=self.scan, remat=self.remat, drop_path=self.drop_path,
-        name='blocks')(x, train, every)
+        name='blocks')(
+            x, train, every,
+            **({} if lengths is None else {'lengths': lengths + 1}))
     blocks, x = (x, x[-1]) if every else ([], x)
     if self.final_norm:
       x = layers.layer_norm(self.dtype, 'norm')(x)

@@ -111,9 +111,9 @@ class Attention(nn.Module):
   implementation: str = 'auto'
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, lengths=None):
     qkv = dense(3 * x.shape[-1], self.dtype, 'qkv')(x)
-    out = attention.full(qkv, self.heads, self.implementation)
+    out = attention.full(qkv, self.heads, self.implementation, lengths)
     return dense(x.shape[-1], self.dtype, 'proj')(out)
 
 
@@ -136,10 +136,13 @@ class Block(nn.Module):
   attention: str = 'auto'
 
   @nn.compact
-  def __call__(self, x, train: bool, kept=None):
-    """`kept` float32 [2, B] scales attention and MLP of each clip, if given."""
+  def __call__(self, x, train: bool, kept=None, lengths=None):
+    """`kept` float32 [2, B] scales attention and MLP of each clip, if given;
+    `lengths` int32 [B] are the tokens of each that are attended to."""
     del train  # what is random is an argument
-    attend = Attention(self.heads, self.dtype, self.attention, name='attn')
+    attention_of = Attention(
+        self.heads, self.dtype, self.attention, name='attn')
+    attend = lambda x: attention_of(x, lengths)
     mlp = Mlp(round(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')
     for i, branch in enumerate((attend, mlp)):
       y = branch(layer_norm(self.dtype, f'norm{i + 1}')(x))
@@ -178,8 +181,11 @@ class Stack(nn.Module):
   drop_path: float = 0.0
 
   @nn.compact
-  def __call__(self, x, train: bool = False, every: bool = False):
-    """[B, L, D] -> [B, L, D]; with `every`, a list of what each block gives."""
+  def __call__(self, x, train: bool = False, every: bool = False, **settings):
+    """[B, L, D] -> [B, L, D]; with `every`, a list of what each block gives.
+
+    `settings` go to every block.
+    """
     members = [self.blocks(i) for i in range(min(self.period, self.depth))]
     layers = self._parameters(members, x)
     draws = self._draws(x.shape[0]) if train else [{}] * self.depth
@@ -189,7 +195,8 @@ class Stack(nn.Module):
       for member, (params, drawn) in zip(members, group):
         kept = {'kept': drawn['kept']} if 'kept' in drawn else {}
         rngs = {'dropout': drawn['key']} if 'key' in drawn else None
-        x = member.apply({'params': params}, x, train=train, rngs=rngs, **kept)
+        x = member.apply({'params': params}, x, train=train, rngs=rngs, **kept,
+                         **settings)
         outputs.append(x)
       return x, outputs if every else []
 
