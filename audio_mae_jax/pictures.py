@@ -13,6 +13,7 @@ from audio_mae_jax import record
 
 GREY = (205, 205, 205)  # of removed patches; the colour map has no grey
 MAX_CLIPS = 4
+_MOST_LABELS = 10  # that have a colour, of a map of clips
 _TICKS_HZ = (500, 1000, 2000, 4000, 8000, 16000)
 _DPI = 150
 _STYLE = {
@@ -116,6 +117,45 @@ def loss_curve(metrics_jsonl: str | os.PathLike,
       scale = top.secondary_xaxis('top', functions=(
           lambda step: step * per_step, lambda epoch: epoch / per_step))
       scale.set_xlabel('epoch')
+    return _save(fig, path)
+
+
+def scatter(points, labels, path: str | os.PathLike, *,
+            title: str = '') -> np.ndarray:
+  """[n, 2], a label each -> uint8 [height, width, 3], and a PNG at `path`.
+
+  The most frequent labels have a colour and a place in the legend; their names
+  stand at the middle of their points as well. Other labels, and '', are grey.
+  """
+  points, labels = np.asarray(points), np.asarray(labels)
+  names, counts = np.unique(labels[labels != ''], return_counts=True)
+  # Named by how often they occur; in the order of their names.
+  named = sorted(names[np.argsort(-counts, kind='stable')[:_MOST_LABELS]])
+  import matplotlib
+  from matplotlib import figure
+  from matplotlib import patheffects
+  with matplotlib.rc_context(_STYLE):
+    fig = figure.Figure(figsize=(6.4, 4.6), layout='constrained')
+    axis = fig.subplots()
+    others = ~np.isin(labels, named)
+    if others.any():
+      axis.scatter(*points[others].T, s=9, color='0.75', linewidths=0,
+                   label='other' if named else None)
+    for name, colour in zip(named, matplotlib.colormaps['tab10'].colors):
+      those = points[labels == name]
+      axis.scatter(*those.T, s=11, color=colour, linewidths=0,
+                   label=_shorten(name))
+      axis.annotate(
+          _shorten(name), np.median(those, 0), ha='center', va='center',
+          fontsize=8.0, color=[0.6 * c for c in colour], path_effects=[
+              patheffects.withStroke(linewidth=2.5, foreground='white')])
+    if named:
+      axis.legend(frameon=False, loc='center left', bbox_to_anchor=(1, 0.5),
+                  markerscale=1.6, handletextpad=0.2)
+    axis.set_title(title)
+    # Distances mean something, coordinates do not.
+    axis.set_aspect('equal')
+    axis.set_axis_off()
     return _save(fig, path)
 
 

@@ -92,6 +92,11 @@ class BadFiles:
         'Repair or remove them, or raise the limit (1.0: none).\n'
         f'{_listing(found)}')
 
+  def listing(self) -> str:
+    """The bad files and their reasons, a line each; of many the first."""
+    with self._lock:
+      return _listing(sorted(self._reasons.items()))
+
   def write(self, path: str | os.PathLike):
     """Writes all bad files and their reasons as JSON, in one step.
 

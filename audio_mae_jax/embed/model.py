@@ -96,16 +96,31 @@ class Model:
     return found[0] if single else found
 
   def embed_frames(
-      self, audio, sample_rate: int | None = None
+      self, audio, sample_rate: int | None = None, *, shifts: int = 1
   ) -> engine.Frames | list[engine.Frames]:
     """Embeddings over time: of a clip `Frames`, of several a list of them.
+
+    A frame covers `grid.frame_s` seconds. With `shifts`, there are so many
+    times as many: the audio is encoded as often, each time from a later start.
 
     Raises:
       ValueError: a clip cannot be used; the message says why.
     """
+    step = self.grid.step
+    if shifts < 1 or step % shifts:
+      raise ValueError(
+          f'shifts={shifts} does not divide the {step} spectrogram frames of '
+          'a step in time.')
+    later = step // shifts * self.grid.hop_samples
     found, single = self._results(audio, sample_rate, True)
-    found = [engine.Frames(self.normed(x.frames.embeddings), x.frames.times_s)
-             for x in found]
+    found = [[x.frames] for x in found]
+    for i in range(1, shifts):
+      more, _ = self._results(audio, sample_rate, True, i * later)
+      for parts, x in zip(found, more):
+        if x.frames:
+          times_s = x.frames.times_s + i * later / self.sample_rate_hz
+          parts.append(x.frames._replace(times_s=times_s))
+    found = [self._in_order(parts) for parts in found]
     return found[0] if single else found
 
   def predict(self, audio, sample_rate: int | None = None) -> Prediction:
@@ -177,11 +192,21 @@ class Model:
       return np.asarray(jax.nn.sigmoid(logits))
     return np.asarray(jax.nn.softmax(logits))
 
-  def _results(self, audio, sample_rate, frames):
+  def _in_order(self, parts):
+    embeddings, times_s = map(np.concatenate, zip(*parts))
+    order = np.argsort(times_s, kind='stable')
+    return engine.Frames(self.normed(embeddings[order]), times_s[order])
+
+  def _results(self, audio, sample_rate, frames, skip=0):
+    """([Result], whether it is of one clip and no list), from sample `skip`.
+
+    What is too short when samples were skipped has no frames.
+    """
     sources, single = self._sources(audio, sample_rate)
+    sources = [(name, _after(samples, skip)) for name, samples in sources]
     found = []
     for result in engine.embed_all(self.programs, self.grid, sources, frames):
-      if result.error:
+      if result.error and not skip:
         raise ValueError(f'{result.name}: {result.error}.')
       found.append(result)
     return found, single
@@ -246,6 +271,13 @@ def _item(clip, sample_rate, number):
         f'sample_rate={sample_rate}: give the rate of the samples in Hz, as '
         'model.embed(samples, 48000).')
   return {'audio': clip, 'sample_rate_hz': sample_rate, 'id': f'Clip{number}'}
+
+
+def _after(samples, skip):
+  """Blocks without their first `skip` samples."""
+  for block in samples:
+    yield block[skip:]
+    skip = max(skip - len(block), 0)
 
 
 def _stretches(samples, length, least) -> Iterator[np.ndarray]:

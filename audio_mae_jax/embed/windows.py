@@ -80,11 +80,12 @@ class Layout:
   def times(self, first: int, last: int, samples: int) -> np.ndarray:
     """Seconds, float64, of the centres of columns from `first` up to `last`.
 
-    Of what lies inside the audio, of so many `samples`: its end cuts the last.
+    All lie inside the audio, of so many `samples`: at least half of a column
+    does; the middle of audio shorter than a column is its own.
     """
-    start = np.arange(first, last) * self.place(1)
-    stop = np.minimum(start + self.samples(1), samples)
-    return (start + stop) / 2 / self.spec.sample_rate_hz
+    middle = min(self.samples(1), samples) / 2
+    return ((np.arange(first, last) * self.place(1) + middle)
+            / self.spec.sample_rate_hz)
 
 
 def layout(config: config_lib.Config, overlap: float = 0.25) -> Layout:

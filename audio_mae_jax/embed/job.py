@@ -1,0 +1,135 @@
+"""Embedding many files: decoded ahead, resumed, bad ones named, speed told."""
+
+import collections
+from collections.abc import Iterator
+from concurrent import futures
+import contextlib
+import itertools
+import os
+import pathlib
+import time
+
+import numpy as np
+import tqdm
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import report as report_lib
+from audio_mae_jax.embed import engine
+from audio_mae_jax.embed import inputs
+from audio_mae_jax.embed import model as model_lib
+from audio_mae_jax.embed import store as store_lib
+
+_THREADS = 16
+# Of a clip, decoded ahead of its turn: about 16 s to a minute at common rates.
+# What is longer comes block by block.
+_BLOCKS_AHEAD = 4
+
+
+def run(model: model_lib.Model, checkpoint: str, clips: list[inputs.Clip],
+        output, frames: bool = False) -> dict:
+  """Embeds `clips` to `output`, those that are not there already.
+
+  Returns:
+    'clips', 'skipped', 'embedded', 'bad', 'seconds' (of audio), 'wall_s'.
+
+  Raises:
+    TooManyBadFiles: not one of the clips can be used; they are listed.
+    ValueError: `output` holds something else.
+  """
+  store = store_lib.Store(output, settings(model, checkpoint, frames))
+  wanted = [clip for clip in clips if not store.has(clip)]
+  skipped = len(clips) - len(wanted)
+  report = bad_files(len(clips))
+  if skipped:
+    report.saw_good()
+  seconds, begin = 0.0, time.monotonic()
+  with contextlib.closing(ahead(model, wanted)) as sources, _bar(wanted) as bar:
+    # What a signal or an error ends leaves what was done in parts.
+    with contextlib.ExitStack() as saved:
+      saved.callback(store.save)
+      for clip, result in zip(wanted, engine.embed_all(
+          model.programs, model.grid, sources, frames)):
+        if result.error:
+          report.add(clip.name, result.error)
+        else:
+          report.saw_good()
+          store.add(clip, _row(model, result, frames))
+          seconds += result.seconds
+        bar.update()
+        bar.set_postfix_str(_speed(seconds, time.monotonic() - begin))
+  store.finish()
+  place = pathlib.Path(f'{output}.bad_files.json')
+  place.unlink(missing_ok=True)  # of an earlier run
+  report.write(place)
+  return {'clips': len(clips), 'skipped': skipped,
+          'embedded': len(wanted) - report.count, 'bad': report.count,
+          'listing': report.listing(), 'seconds': seconds,
+          'wall_s': time.monotonic() - begin}
+
+
+def settings(model, checkpoint, frames) -> dict:
+  """What is kept beside embeddings."""
+  return {
+      'checkpoint': str(checkpoint), 'fingerprint': model.fingerprint,
+      'frames': frames, 'overlap': model.grid.overlap / model.grid.size,
+      'sample_rate_hz': model.sample_rate_hz, 'frame_s': model.grid.frame_s,
+      'width': model.width}
+
+
+def bad_files(count: int) -> report_lib.BadFiles:
+  """A report that any number of bad files may go to, if one is good."""
+  return report_lib.BadFiles(count, config_lib.Data(max_bad_fraction=1.0))
+
+
+def ahead(model: model_lib.Model, clips: list[inputs.Clip]
+          ) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+  """(name, blocks of samples) of each clip, decoded in threads ahead of it."""
+  count = min(os.cpu_count() or 1, _THREADS)
+  queue, rest = collections.deque(), iter(clips)
+  with futures.ThreadPoolExecutor(count) as pool:
+    try:
+      while True:
+        for clip in itertools.islice(rest, 2 * count - len(queue)):
+          queue.append((clip.name, pool.submit(_begun, model, clip)))
+        if not queue:
+          return
+        name, begun = queue.popleft()
+        yield name, begun.result()
+    finally:
+      for _, begun in queue:
+        begun.cancel()
+
+
+def _begun(model, clip):
+  """The blocks of a clip, of which the first are decoded now."""
+  blocks, first, error = model.read(clip.item), [], None
+  try:
+    first += itertools.islice(blocks, _BLOCKS_AHEAD)
+  except audio_io.BadAudio as caught:
+    error = caught
+
+  def generate():
+    yield from first
+    if error:
+      raise error
+    yield from blocks
+
+  return generate()
+
+
+def _row(model, result, frames):
+  row = {'seconds': result.seconds, 'embeddings': model.normed(result.mean)}
+  if frames:
+    embeddings, times_s = result.frames
+    row |= {'frames': model.normed(embeddings), 'times_s': times_s,
+            'counts': len(times_s)}
+  return row
+
+
+def _bar(clips):
+  return tqdm.tqdm(total=len(clips), unit='clip', disable=None)
+
+
+def _speed(seconds, wall_s):
+  return f'{seconds / max(wall_s, 1e-9):.0f} x real time'
