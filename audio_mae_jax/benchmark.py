@@ -24,6 +24,7 @@ from audio_mae_jax import compile_for
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import distributed
 from audio_mae_jax import measure
+from audio_mae_jax.embed import speed
 
 _STEPS = flags.DEFINE_integer(
     'steps', measure.Options.steps, 'Steps timed in each measurement.')
@@ -35,6 +36,8 @@ _INPUT = flags.DEFINE_enum(
 _PART = flags.DEFINE_enum(
     'part', measure.Options.part, list(measure.PARTS), '; '.join(
         f'{name}: {what}' for name, what in measure.PARTS.items()))
+_WINDOWS = flags.DEFINE_integer(
+    'windows', 8, 'Of --part=embed: windows that a device encodes at once.')
 _COMPILE_FOR = flags.DEFINE_string(
     'compile_for', '', 'Compile, and run nothing: a TPU topology as v5e:4x4, '
     f'v4:4x4x4, v5p:4x4x8 or v6e:16x16; or {compile_for.HOST}.')
@@ -52,6 +55,9 @@ def benchmark(config: config_lib.Config):
   if _COMPILE_FOR.value:
     config, _ = measure.open_clips(config, 'synthetic')
     result = compile_for.compile_for(config, _COMPILE_FOR.value)
+  elif options.part == 'embed':
+    result = speed.measure(
+        config, _WINDOWS.value, options.steps, options.warmup)
   else:
     result = measure.measure(config, options)
   if distributed.is_first():
@@ -70,7 +76,7 @@ def check_output(path: pathlib.Path):
 
 def table(result: dict) -> str:
   """The measurements, a line for each."""
-  lines = _setup(result)
+  lines = (_setup_to_embed if 'embed' in result else _setup)(result)
   for name, describe in _LINES.items():
     if name in result:
       lines += describe(result[name])
@@ -93,6 +99,35 @@ def _setup(result):
     bad = f', {x["bad_files"]} bad files' if x['bad_files'] else ''
     lines.append(('clips', x['source'] + bad))
   return lines
+
+
+def _setup_to_embed(result):
+  x = result['setup']
+  return [
+      ('recipe', f'{result["recipe"]}, its encoder, random weights'),
+      ('devices', (
+          f'{x["devices"]} x {x["device"]}, {x["cores"]} cores, '
+          f'jax {x["jax"]}')),
+      ('at once', (
+          f'{x["windows"]} clips of {x["clip_s"]:g} s, {x["dtype"]}, to '
+          f'embeddings of width {x["width"]}')),
+      ('work', _flops(result['flops_per_clip']['encoder']) + ' a clip')]
+
+
+def _embed(x):
+  return [
+      ('throughput', (
+          f'{x["clips_per_s"]:.4g} clips/s, {x["real_time"]:.4g} times real '
+          f'time, {x["tflops"]:.4g} TFLOP/s')),
+      ('one clip', (
+          f'{_time(x["clip_median_s"])} median, {_time(x["clip_p90_s"])} p90; '
+          f'{_time(x["first_clip_s"])} the first, which compiles')),
+      ('long audio', (
+          f'{x["long_real_time"]:.4g} times real time, {x["long_s"]:.4g} s in '
+          'overlapping windows')),
+      ('programs', (
+          f'{x["programs"]} compiled; {x["new_lengths"]} lengths of one bucket '
+          'compiled none'))]
 
 
 def _start(x):
@@ -231,7 +266,7 @@ def _bytes(number):
 _LINES = {
     'start': _start, 'step': _step, 'throughput': _throughput, 'work': _work,
     'compiler': _compiler, 'prepare': _prepare, 'input': _input, 'fed': _fed,
-    'memory_peak': _memory, 'memory': _device_memory,
+    'embed': _embed, 'memory_peak': _memory, 'memory': _device_memory,
     'collectives': _collectives, 'compiled': _compiled,
     'projection': _projection}
 

@@ -37,6 +37,7 @@ PARTS = {
     'all': 'everything',
     'step': 'only the step, on a resident batch',
     'input': 'only the input pipeline',
+    'embed': 'no training: the encoder embeds clips, with --windows at once',
 }
 # The square product that shows what a device can do: its side, and how many in
 # one call, which launching the call must not weigh against.
@@ -80,7 +81,7 @@ def measure(config: config_lib.Config, options: Options) -> dict:
   if options.part != 'step' and options.input != 'resident':
     result['input'] = _measure_input(config, options, program, split)
   result['setup']['bad_files'] = split.report.count
-  result['memory_peak'] = _memory_peak(program)
+  result['memory_peak'] = memory_peak(program.mesh.local_devices)
   return result
 
 
@@ -315,9 +316,9 @@ def _measure_fed(config, options, program, split, runner, resident_rate):
           'waiting': max(0.0, 1 - rate / resident_rate)}
 
 
-def _memory_peak(program):
+def memory_peak(devices) -> dict:
   """Bytes: of the first device where its backend counts, of this process."""
-  stats = program.mesh.local_devices[0].memory_stats() or {}
+  stats = devices[0].memory_stats() or {}
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {'device_bytes': stats.get('peak_bytes_in_use'),
           'process_bytes': peak * (1 if sys.platform == 'darwin' else 1024)}

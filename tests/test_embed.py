@@ -16,12 +16,14 @@ import reference
 import soundfile
 
 import audio_mae_jax
+from audio_mae_jax import benchmark
 from audio_mae_jax import features
 from audio_mae_jax import frontend
 from audio_mae_jax import patches
 from audio_mae_jax import weights
 from audio_mae_jax.data import splits
 from audio_mae_jax.embed import model as model_lib
+from audio_mae_jax.embed import speed
 from audio_mae_jax.embed import windows
 from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.tasks import classify
@@ -295,3 +297,61 @@ def test_importing_the_package_takes_no_jax():
       [sys.executable, '-c', 'import sys, audio_mae_jax\n'
        'assert "jax" not in sys.modules and "numpy" not in sys.modules'],
       check=True, timeout=60)
+
+
+def test_the_benchmark_tells_the_speed_of_embedding():
+  result = speed.measure(embedding.config(), windows=2, steps=2, warmup=1)
+  found = result['embed']
+  assert found['clips_per_s'] > 0 and found['clip_median_s'] > 0
+  assert found['real_time'] == pytest.approx(
+      found['clips_per_s'] * CLIP_SAMPLES / HZ)
+  # Of 1, 4 and 16 windows: there are eight devices.
+  assert (found['programs'], found['new_lengths']) == (3, 4)
+  table = benchmark.table(result)
+  assert re.search(r'throughput +.* clips/s, .* times real time', table)
+  assert '4 lengths of one bucket compiled none' in table
+
+
+def test_frames_can_come_closer_together():
+  model, samples = embedding.model(), noise(20000)
+  dense = model.embed_frames(samples, HZ, shifts=4)
+  np.testing.assert_allclose(np.diff(dense.times_s), 0.02)
+  np.testing.assert_allclose(
+      dense.embeddings[::4], model.embed_frames(samples, HZ).embeddings,
+      atol=1e-5)
+  assert model.embed_frames(samples[:400], HZ, shifts=4).times_s.shape == (1,)
+  with pytest.raises(ValueError, match='shifts=3 does not divide the 8'):
+    model.embed_frames(samples, HZ, shifts=3)
+
+
+@pytest.mark.slow
+def test_an_hour_takes_little_memory_and_is_its_parts(tmp_path):
+  """In a process of its own, as its peak of memory is what is measured."""
+  path = tmp_path / 'hour.flac'
+  with soundfile.SoundFile(path, 'w', HZ, 1) as file:
+    for i in range(360):
+      file.write(noise(10 * HZ, i))
+  weights.save(tmp_path / 'w', embedding.encoder())
+  code = f'''
+import resource, numpy as np, soundfile, audio_mae_jax
+model = audio_mae_jax.load({str(tmp_path / 'w')!r})
+frames = model.embed_frames({str(path)!r})
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 1e9
+np.testing.assert_allclose(
+    model.embed({str(path)!r}), frames.embeddings.mean(0), atol=1e-4)
+samples, rate = soundfile.read({str(path)!r}, dtype='float32')
+grid, half = model.grid, model.grid.overlap // 2
+assert len(frames.times_s) == grid.columns(len(samples))
+for window in range(0, 7000, 501):
+  first = window * grid.hop
+  start = grid.place(first)
+  part = model.embed_frames(
+      samples[start:start + grid.samples(grid.hop * 50 + grid.size)], rate)
+  inner = slice(half, -half)
+  at = first + np.arange(len(part.times_s))[inner]
+  np.testing.assert_allclose(
+      part.embeddings[inner], frames.embeddings[at], atol=1e-5)
+  np.testing.assert_allclose(
+      part.times_s[inner] + start / rate, frames.times_s[at])
+'''
+  subprocess.run([sys.executable, '-c', code], check=True, timeout=600)

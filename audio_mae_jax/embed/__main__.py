@@ -66,8 +66,9 @@ def parser() -> argparse.ArgumentParser:
       '--overlap', type=float, default=0.25, metavar='SHARE',
       help='of neighbouring windows of long audio (default: 0.25)')
   command.add_argument(
-      '--batch_size', type=int, default=16, metavar='N',
-      help='windows that a device encodes at once (default: 16)')
+      '--batch_size', type=int, default=8, metavar='N',
+      help='windows that a device encodes at once (default: 8); more make an '
+      'accelerator faster')
   return command
 
 

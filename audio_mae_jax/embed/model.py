@@ -12,7 +12,6 @@ clips are a list of those, of any lengths, or an array [B, S].
 """
 
 from collections.abc import Iterator
-import functools
 import hashlib
 import os
 from typing import NamedTuple
@@ -56,34 +55,23 @@ class Model:
   """
 
   def __init__(self, weights: weights_lib.Weights, *, overlap: float = 0.25,
-               batch_size: int = 16, classes=(), devices=None):
+               batch_size: int = 8, classes=(), devices=None):
     self.config = weights.config
     self.grid = windows_lib.layout(weights.config, overlap)
     self.programs = programs_lib.Programs(
         weights, self.grid, batch_size, devices)
     self.width = weights.params['encoder/cls_token'].shape[-1]  # D
     self.classes = _classes(weights, classes)
-    self._weights = weights
+    # Tells what embeddings are of: the encoder, its input and its windows.
+    self.fingerprint = _fingerprint(weights, self.grid)
+    # Of the weights nothing else is held: they are on the devices.
+    self._norm = [weights.params.get(f'fc_norm/{name}')
+                  for name in ('scale', 'bias')]
 
   @property
   def sample_rate_hz(self) -> int:
     """That audio is resampled to."""
     return self.config.frontend.sample_rate_hz
-
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """Tells what embeddings are of: the encoder, its input and its windows."""
-    digest, config = hashlib.sha256(), self.config
-    digest.update(repr((
-        _VERSION, self.grid, config.patch, config.model.encoder,
-        config.model.dtype, config.data.resample, config.data.channels)
-                       ).encode())
-    for name in sorted(self._weights.params):
-      if name.split('/')[0] in ('encoder', 'fc_norm'):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(
-            self._weights.params[name], np.float32))
-    return digest.hexdigest()[:32]
 
   def embed(self, audio, sample_rate: int | None = None) -> np.ndarray:
     """Float32 [D] of a clip, the mean of its frames; [B, D] of several.
@@ -178,14 +166,13 @@ class Model:
   def normed(self, x: np.ndarray) -> np.ndarray:
     """[..., D] as a classifier reads it: with the norm that comes before its
     head, if that has one."""
-    params = self._weights.params
-    if 'fc_norm/scale' not in params:
+    scale, bias = self._norm
+    if scale is None:
       return x
     x = np.asarray(x, np.float64)
     x = x - x.mean(-1, keepdims=True)
     x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + pointwise.EPSILON)
-    x = x * params['fc_norm/scale'] + params['fc_norm/bias']
-    return x.astype(np.float32)
+    return (x * scale + bias).astype(np.float32)
 
   def _probabilities(self, logits):
     if self.config.labels.multilabel:
@@ -219,7 +206,7 @@ class Model:
     return [(item['id'], self.read(item)) for item in items], single
 
 
-def load(path, *, overlap: float = 0.25, batch_size: int = 16,
+def load(path, *, overlap: float = 0.25, batch_size: int = 8,
          classes=(), devices=None) -> Model:
   """The model in `path`: a run, one of its checkpoints, or imported weights.
 
@@ -296,6 +283,18 @@ def _stretches(samples, length, least) -> Iterator[np.ndarray]:
         'empty' if not len(held) else f'too short: {len(held)} samples, the '
         f'model needs {least}')
   yield held
+
+
+def _fingerprint(weights, grid):
+  digest, config = hashlib.sha256(), weights.config
+  digest.update(repr((
+      _VERSION, grid, config.patch, config.model.encoder, config.model.dtype,
+      config.data.resample, config.data.channels)).encode())
+  for name in sorted(weights.params):
+    if name.split('/')[0] in ('encoder', 'fc_norm'):
+      digest.update(name.encode())
+      digest.update(np.ascontiguousarray(weights.params[name], np.float32))
+  return digest.hexdigest()[:32]
 
 
 def _classes(weights, given):
