@@ -7,6 +7,7 @@ this machine. docs/storage.md says how to use it.
 """
 
 import contextlib
+import fcntl
 import importlib.util
 import io
 import os
@@ -286,3 +287,21 @@ def remove(path: str, names: list[str] | None = None):
   if names:
     with reaching(path):
       filesystem(path).rm([join(path, name) for name in names])
+
+
+@contextlib.contextmanager
+def alone(folder):
+  """Keeps a second process out of `folder`."""
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+          f'Another process is writing {folder}. Wait for it, or stop it.'
+          ) from None
+    except OSError:  # a file system without locks
+      pass
+    yield
+  finally:
+    os.close(handle)

@@ -31,6 +31,11 @@ from audio_mae_jax.tasks import classify
 D = 16
 
 
+@pytest.fixture(scope='module', autouse=True)
+def programs(compile_once):
+  """Models of one size have programs in common."""
+
+
 def test_frames_are_what_the_encoder_makes_of_columns_of_patches():
   """Of a clip whose length is no bucket's, by hand and without padding."""
   model, columns = embedding.model(), 5
@@ -55,6 +60,7 @@ def test_frames_are_what_the_encoder_makes_of_columns_of_patches():
   assert found.embeddings.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_a_clip_as_in_training_has_the_features_that_probes_read(tmp_path):
   (tmp_path / 'a').mkdir()
   path = tmp_path / 'a' / '0.wav'
@@ -189,6 +195,7 @@ def test_clips_of_a_batch_do_not_change_each_other():
         model.embed_frames(clip, HZ).embeddings, found.embeddings, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_devices_share_a_batch():
   many = model_lib.Model(
       embedding.encoder(), batch_size=8, devices=jax.devices()[:4])
@@ -239,7 +246,8 @@ def test_weights_that_have_diverged_are_no_embeddings():
     broken.embed(noise(500), HZ)
 
 
-@pytest.mark.parametrize('multilabel', [True, False])
+@pytest.mark.parametrize(
+    'multilabel', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_classifier_predicts_what_evaluation_would(multilabel):
   weights_ = embedding.classifier(multilabel)
   model, task = model_lib.Model(weights_), classify.Classify(weights_.config)
@@ -299,6 +307,7 @@ def test_importing_the_package_takes_no_jax():
       check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_the_benchmark_tells_the_speed_of_embedding():
   result = speed.measure(embedding.config(), windows=2, steps=2, warmup=1)
   found = result['embed']

@@ -26,8 +26,18 @@ OUTPUTS = ['out.npz', 'out.parquet', 'out.zarr']
 
 
 @pytest.fixture(scope='module', autouse=True)
-def programs(compile_once):
-  """Each command compiles what the one before has compiled."""
+def models():
+  """A model that one command has loaded serves the next: it has compiled."""
+  load, loaded = model_lib.load, {}
+
+  def once(path, *, overlap, **settings):
+    if (path, overlap) not in loaded:
+      loaded[path, overlap] = load(path, overlap=overlap, **settings)
+    return loaded[path, overlap]
+
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(model_lib, 'load', once)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -162,28 +172,37 @@ def test_a_run_that_ends_early_leaves_what_it_has_done(
   assert not (tmp_path / 'out.npz.parts').exists()
 
 
+SETTINGS = {'fingerprint': 'x', 'frames': False}
+ROW = {'seconds': 1.0, 'embeddings': np.ones(3, np.float32)}
+
+
 def test_parts_are_written_as_a_run_goes_on(tmp_path, monkeypatch):
   monkeypatch.setattr(store_lib, '_PART_ROWS', 2)
-  store = store_lib.Store(
-      tmp_path / 'out.npz', {'fingerprint': 'x', 'frames': False})
-  for i in range(5):
-    clip = inputs.Clip(f'clip{i}', __file__)
-    store.add(clip, {'seconds': 1.0, 'embeddings': np.ones(3, np.float32)})
-  assert len(list((tmp_path / 'out.npz.parts').glob('*.npz'))) == 2
-  store.finish()
+  with store_lib.Store(tmp_path / 'out.npz', SETTINGS) as store:
+    for i in range(5):
+      store.add(inputs.Clip(f'clip{i}', __file__), ROW)
+    assert len(list((tmp_path / 'out.npz.parts').glob('*.npz'))) == 2
+    store.finish()
   assert len(formats.read(tmp_path / 'out.npz')['names']) == 5
 
 
 def test_a_folder_is_replaced_at_no_time_without_one_that_is_whole(tmp_path):
-  settings = {'fingerprint': 'x', 'frames': False}
   clip = inputs.Clip('clip', __file__)
-  store = store_lib.Store(tmp_path / 'out', settings)
-  store.add(clip, {'seconds': 1.0, 'embeddings': np.ones(3, np.float32)})
-  store.finish()
+  with store_lib.Store(tmp_path / 'out', SETTINGS) as store:
+    store.add(clip, ROW)
+    store.finish()
   # Killed after the old one was put aside.
   (tmp_path / 'out').rename(tmp_path / '.old-out')
-  assert store_lib.Store(tmp_path / 'out', settings).has(clip)
+  with store_lib.Store(tmp_path / 'out', SETTINGS) as store:
+    assert store.has(clip)
   assert (tmp_path / 'out').exists()
+
+
+def test_one_process_writes_an_output_at_a_time(tmp_path):
+  with store_lib.Store(tmp_path / 'out', SETTINGS):
+    with pytest.raises(ValueError, match='Another process is writing'):
+      with store_lib.Store(tmp_path / 'out', SETTINGS):
+        pass
 
 
 def test_bad_files_do_not_end_a_run_and_are_named(embed, tmp_path):
@@ -270,20 +289,22 @@ def test_a_classifier_tells_labels(clips, embed, fails, tmp_path):
   fails('These weights are no classifier', clips, '--top', '2')
 
 
+@pytest.mark.parametrize(
+    'method', ['pca', pytest.param('tsne', marks=pytest.mark.slow)])
 def test_the_most_similar_clips_are_found_and_drawn(
-    clips, embed, fails, tmp_path):
+    method, clips, embed, fails, tmp_path):
   path = tmp_path / 'out.npz'
   embed(clips, '--output', path)
   query = names(clips)[2]
   lines = embed('--query', query, '--index', path, '--top', '3', of=None)
   assert lines.splitlines()[0] == f'1.000  {query}  (a)'
   assert len(lines.splitlines()) == 3
-  for method in ('tsne', 'pca'):
-    picture = tmp_path / f'{method}.png'
-    embed('--index', path, '--plot', picture, '--method', method, of=None)
-    pixels = matplotlib.image.imread(picture)[..., :3]
-    colours = {tuple(x) for x in (255 * pixels.reshape(-1, 3)).round()}
-    assert {(31, 119, 180), (255, 127, 14)} <= colours  # one for each label
+  picture = tmp_path / 'map.png'
+  embed('--index', path, '--plot', picture, '--method', method, of=None)
+  pixels = matplotlib.image.imread(picture)[..., :3]
+  colours = np.unique((255 * pixels[::2]).round().reshape(-1, 3), axis=0)
+  for colour in (31, 119, 180), (255, 127, 14):  # one for each label
+    assert (colours == colour).all(1).any()
   fails('out.npz was made with other weights', '--query', query, '--index',
         path, of=str(_other(tmp_path)))
 

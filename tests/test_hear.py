@@ -18,6 +18,11 @@ from audio_mae_jax import hear  # noqa: E402
 from audio_mae_jax import xares_encoder  # noqa: E402
 
 
+@pytest.fixture(scope='module', autouse=True)
+def programs(compile_once):
+  """Each model compiles what the one before has compiled."""
+
+
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
   place = tmp_path_factory.mktemp('weights') / 'encoder'
@@ -86,6 +91,7 @@ def test_the_check_of_x_ares_passes(checkpoint):
       xares_encoder.AudioMAEEncoder(checkpoint))
 
 
+@pytest.mark.slow
 def test_the_encoder_for_x_ares_gives_the_frames_of_each_clip(
     checkpoint, monkeypatch):
   monkeypatch.setenv(xares_encoder.VARIABLE, checkpoint)

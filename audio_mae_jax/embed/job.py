@@ -37,17 +37,15 @@ def run(model: model_lib.Model, checkpoint: str, clips: list[inputs.Clip],
     TooManyBadFiles: not one of the clips can be used; they are listed.
     ValueError: `output` holds something else.
   """
-  store = store_lib.Store(output, settings(model, checkpoint, frames))
-  wanted = [clip for clip in clips if not store.has(clip)]
-  skipped = len(clips) - len(wanted)
   report = bad_files(len(clips))
-  if skipped:
-    report.saw_good()
   seconds, begin = 0.0, time.monotonic()
-  with contextlib.closing(ahead(model, wanted)) as sources, _bar(wanted) as bar:
-    # What a signal or an error ends leaves what was done in parts.
-    with contextlib.ExitStack() as saved:
-      saved.callback(store.save)
+  with store_lib.Store(
+      output, settings(model, checkpoint, frames)) as store:
+    wanted = [clip for clip in clips if not store.has(clip)]
+    if len(wanted) < len(clips):
+      report.saw_good()
+    with contextlib.closing(ahead(model, wanted)) as sources, tqdm.tqdm(
+        total=len(wanted), unit='clip', disable=None) as bar:
       for clip, result in zip(wanted, engine.embed_all(
           model.programs, model.grid, sources, frames)):
         if result.error:
@@ -57,12 +55,13 @@ def run(model: model_lib.Model, checkpoint: str, clips: list[inputs.Clip],
           store.add(clip, _row(model, result, frames))
           seconds += result.seconds
         bar.update()
-        bar.set_postfix_str(_speed(seconds, time.monotonic() - begin))
-  store.finish()
+        speed = seconds / max(time.monotonic() - begin, 1e-9)
+        bar.set_postfix_str(f'{speed:.0f} x real time')
+    store.finish()
   place = pathlib.Path(f'{output}.bad_files.json')
   place.unlink(missing_ok=True)  # of an earlier run
   report.write(place)
-  return {'clips': len(clips), 'skipped': skipped,
+  return {'clips': len(clips), 'skipped': len(clips) - len(wanted),
           'embedded': len(wanted) - report.count, 'bad': report.count,
           'listing': report.listing(), 'seconds': seconds,
           'wall_s': time.monotonic() - begin}
@@ -125,11 +124,3 @@ def _row(model, result, frames):
     row |= {'frames': model.normed(embeddings), 'times_s': times_s,
             'counts': len(times_s)}
   return row
-
-
-def _bar(clips):
-  return tqdm.tqdm(total=len(clips), unit='clip', disable=None)
-
-
-def _speed(seconds, wall_s):
-  return f'{seconds / max(wall_s, 1e-9):.0f} x real time'

@@ -5,6 +5,7 @@ all; the end of the run makes the output of them and of what it held before. The
 same command again embeds what is missing or has changed.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -22,10 +23,11 @@ _SETTINGS = 'settings.json'
 
 
 class Store:
-  """The output `path`, and its parts.
+  """The output `path`, and its parts, to be entered with `with`.
 
   `settings` say what makes its rows; 'fingerprint' and 'frames' of them must be
-  those of the rows that are there.
+  those of the rows that are there. However the block ends, what was added is
+  kept. There is one process at a time inside.
   """
 
   def __init__(self, path, settings: dict):
@@ -42,18 +44,28 @@ class Store:
     self._columns = formats.COLUMNS + (
         formats.FRAMES if settings['frames'] else ())
     self._rows, self._since = [], time.monotonic()
-    self._prepare()
-    self._done = {
-        name: version for rows in self._blocks(('names', 'versions'))
-        for name, version in zip(rows['names'], rows['versions'])}
+    self._done, self._stack = {}, contextlib.ExitStack()
+
+  def __enter__(self) -> 'Store':
+    self._parts.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(storage.alone(self._parts))
+      stack.callback(self.save)
+      self._prepare()
+      self._done = {
+          name: version for rows in self._blocks(('names', 'versions'))
+          for name, version in zip(rows['names'], rows['versions'])}
+      self._stack = stack.pop_all()
+    return self
+
+  def __exit__(self, *_):
+    self._stack.close()
 
   def _prepare(self):
     if self._old.exists() and not self._path.exists():
       os.replace(self._old, self._path)  # between the two lines of `finish`
     if self._path.exists():
       self._check(formats.read_settings(self._path), self._path)
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    self._parts.mkdir(exist_ok=True)
     known = self._parts / _SETTINGS
     if known.exists():
       self._check(json.loads(known.read_text()), self._parts)

@@ -9,9 +9,7 @@ the folder is to be; whole shards stay when the command is stopped, in any way.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -82,7 +80,7 @@ def main(argv: list[str]):
   source = sources.make(config_lib.Source(**chosen),
                         config_lib.Data(root=options.root), 'records')
   output = _folder(options.output)
-  with _alone(output):
+  with storage.alone(output):
     index = write(source, output, settings, options.clips,
                   options.threads or os.cpu_count() or 1)
   print(f'{output}: {index["source"]}, as {index["encoding"]}')
@@ -111,24 +109,6 @@ def _folder(path):
   if found and known.isdisjoint(found):
     raise ValueError(f'--output={path} holds other files. Name a new folder.')
   return path
-
-
-@contextlib.contextmanager
-def _alone(folder):
-  """Keeps a second process out of `folder`."""
-  handle = os.open(folder, os.O_RDONLY)
-  try:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(
-          f'Another process is writing {folder}. Wait for it, or stop it.'
-          ) from None
-    except OSError:  # a file system without locks
-      pass
-    yield
-  finally:
-    os.close(handle)
 
 
 def write(source: files.Source, output: str, settings: shards.Settings,
