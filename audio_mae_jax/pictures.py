@@ -135,7 +135,10 @@ def scatter(points, labels, path: str | os.PathLike, *,
   from matplotlib import figure
   from matplotlib import patheffects
   with matplotlib.rc_context(_STYLE):
-    fig = figure.Figure(figsize=(6.4, 4.6), layout='constrained')
+    wide, high = np.ptp(points, axis=0)
+    fig = figure.Figure(
+        figsize=(6.4, np.clip(0.4 + 5 * high / max(wide, 1e-9), 2.8, 6.4)),
+        layout='constrained')
     axis = fig.subplots()
     others = ~np.isin(labels, named)
     if others.any():
