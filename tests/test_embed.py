@@ -183,6 +183,19 @@ def test_lengths_inside_a_bucket_compile_nothing():
   assert {run._cache_size() for run in model.programs._programs.values()} == {1}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_layers_that_are_scanned_do_not_see_padding_either(remat):
+  deep = {'model.encoder.depth': 2}
+  params = features.random_params(embedding.config(deep))
+  once, scanned = (
+      model_lib.Model(weights.Weights(params, embedding.config(settings), {}))
+      for settings in (deep, deep | {
+          'model.scan_layers': True, 'model.remat': remat}))
+  np.testing.assert_allclose(
+      scanned.embed(noise(7000), HZ), once.embed(noise(7000), HZ), atol=1e-5)
+
+
 def test_clips_of_a_batch_do_not_change_each_other():
   model = embedding.model()
   clips = [noise(n, n) for n in (400, 9000, 60000, 3000, 9000, 31000, 12345)]
@@ -230,6 +243,7 @@ def test_audio_is_a_file_or_an_array_of_any_kind(tmp_path):
     (noise(500), None, 'sample_rate=None: give the rate of the samples in Hz'),
     (np.zeros((2, 3, 500)), HZ, 'audio has the shape (2, 3, 500); it takes'),
     ([np.zeros((2, 500))], HZ, 'Clip 0 has the shape (2, 500); a clip is [S]'),
+    ([], HZ, 'audio is an empty list: give at least one clip.'),
     ('nowhere.wav', None, 'nowhere.wav: no such file.')])
 def test_what_cannot_be_embedded_is_an_error_that_says_why(
     audio, rate, message):

@@ -229,7 +229,9 @@ def split(audio) -> tuple[list, bool]:
   if isinstance(audio, (str, os.PathLike)):
     return [audio], True
   if isinstance(audio, (list, tuple)):
-    if audio and np.ndim(audio[0]) == 0 and not isinstance(
+    if not audio:
+      raise ValueError('audio is an empty list: give at least one clip.')
+    if np.ndim(audio[0]) == 0 and not isinstance(
         audio[0], (str, os.PathLike)):
       return [np.asarray(audio)], True  # samples
     return list(audio), False

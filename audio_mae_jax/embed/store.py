@@ -44,7 +44,8 @@ class Store:
     self._columns = formats.COLUMNS + (
         formats.FRAMES if settings['frames'] else ())
     self._rows, self._since = [], time.monotonic()
-    self._done, self._stack = {}, contextlib.ExitStack()
+    self._done, self._versions = {}, {}  # by the names of clips
+    self._stack = contextlib.ExitStack()
 
   def __enter__(self) -> 'Store':
     self._parts.mkdir(parents=True, exist_ok=True)
@@ -83,13 +84,15 @@ class Store:
 
   def has(self, clip: inputs.Clip) -> bool:
     """Whether this clip, as it is now, is in the output or its parts."""
-    return self._done.get(clip.name, '') == clip.version != ''
+    version = self._versions[clip.name] = clip.version
+    return self._done.get(clip.name, '') == version != ''
 
   def add(self, clip: inputs.Clip, row: dict):
     """Takes the other columns of a clip; from time to time writes a part."""
+    # As it was when it was asked for: it may have changed since it was read.
+    version = self._versions.get(clip.name) or clip.version
     self._rows.append(row | {
-        'names': clip.name, 'labels': clip.label, 'versions': clip.version})
-    self._done[clip.name] = self._rows[-1]['versions']
+        'names': clip.name, 'labels': clip.label, 'versions': version})
     if (len(self._rows) >= _PART_ROWS
         or time.monotonic() - self._since > _PART_S):
       self.save()
