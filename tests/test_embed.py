@@ -184,6 +184,24 @@ def test_lengths_inside_a_bucket_compile_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('settings', [
+    {'patch.positions': 'released'}, {'patch.positions': 'table'},
+    {'patch.stride': (5, 10), 'frontend.num_frames': 63},
+    {'patch.size': (4, 128)}, {'frontend.hop_ms': 30.0, 'data.clip_s': 2.0}])
+def test_any_patches_and_positions_are_cut_and_joined(settings):
+  config = weights.with_positions(embedding.config(settings))
+  model = model_lib.Model(
+      weights.Weights(features.random_params(config), config, {}))
+  samples = noise(40000)
+  whole, stream = model.embed_frames(samples, HZ), model.stream(HZ)
+  parts = [stream.push(part) for part in np.array_split(samples, 7)]
+  embeddings, times_s = map(np.concatenate, zip(*parts, stream.finish()))
+  np.testing.assert_allclose(embeddings, whole.embeddings, atol=1e-5)
+  np.testing.assert_allclose(np.diff(times_s), model.grid.frame_s)
+  assert times_s[-1] < 2.5 <= times_s[-1] + 1.5 * model.grid.frame_s + 0.1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_layers_that_are_scanned_do_not_see_padding_either(remat):
   deep = {'model.encoder.depth': 2}
