@@ -106,6 +106,9 @@ def _full_cudnn(qkv, heads, lengths=None):
 def dot_product_full(qkv, heads, implementation: str, lengths=None):
   """`full` as `jax.nn.dot_product_attention`, by that `implementation`."""
   b, tokens, _ = qkv.shape
+  behind = None
+  if lengths is not None:
+    behind = jnp.arange(tokens) >= lengths[:, None]
   if tokens % 2:
     # jax 0.10 refuses the gradient of odd lengths, with and without a bias:
     # a token is added that no other attends to.
@@ -114,7 +117,10 @@ def dot_product_full(qkv, heads, implementation: str, lengths=None):
   out = jax.nn.dot_product_attention(
       *split_heads(qkv, heads), implementation=implementation,
       query_seq_lengths=lengths, key_value_seq_lengths=lengths)
-  return out.reshape(*out.shape[:2], -1)[:, :tokens]
+  out = out.reshape(*out.shape[:2], -1)[:, :tokens]
+  # Nothing is promised of rows behind a length: what is no number there would
+  # be one of the values of the next layer, with a weight of 0.
+  return out if behind is None else jnp.where(behind[..., None], 0, out)
 
 
 def _check_cudnn(qkv, heads):
