@@ -17,6 +17,7 @@ import numpy as np
 
 from audio_mae_jax import augment
 from audio_mae_jax import config
+from audio_mae_jax import devices
 from audio_mae_jax import registry
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -47,6 +48,8 @@ def log_mel(waveform: jax.Array, spec: config.Frontend) -> jax.Array:
         f'in [-1, 1]. Divide 16-bit samples by 32768.')
   waveform = waveform.astype(jnp.float32)
   transform = registry.lookup(TRANSFORMS, spec.transform, 'frontend.transform')
+  if transform is None:
+    transform = TRANSFORMS[AUTO.get(devices.platform(), 'matmul')]
   power = transform(waveform, spec)
   mel = jnp.matmul(power, tables(spec).mel, precision=HIGHEST)
   return jnp.log(jnp.maximum(mel, spec.floor))
@@ -160,11 +163,14 @@ def _rows(waveform, spec):
 
 
 def _fft(waveform, spec):
-  """[B, S] -> [B, frames, bins]: power spectrum, step by step as in Kaldi.
+  """[B, S] -> [B, frames, bins]: power spectrum, step by step as in Kaldi."""
+  # XLA would gather a batch that is split over CPUs or GPUs before a Fourier
+  # transform (openxla/xla issue 24), so that each did all the work.
+  return devices.split(
+      functools.partial(_fft_here, spec=spec), (waveform,), ())
 
-  For one device: before a Fourier transform XLA gathers a batch that is split
-  over CPUs or GPUs (openxla/xla issue 24), so that each does all the work.
-  """
+
+def _fft_here(waveform, spec):
   rows = _rows(waveform, spec)
   taps = tables(spec).dft.shape[0]
   frames = rows.shape[1] - taps + 1
@@ -208,7 +214,10 @@ def _matmul(waveform, spec):
   return real**2 + imag**2
 
 
-TRANSFORMS = {'matmul': _matmul, 'fft': _fft}  # docs/frontend.md compares
+# docs/frontend.md compares them.
+TRANSFORMS = {'auto': None, 'matmul': _matmul, 'fft': _fft}
+# What 'auto' stands for where that is not 'matmul'.
+AUTO = {'gpu': 'fft'}
 
 # By the phase, 0 at the first sample and 2 pi at the last (not periodic).
 WINDOWS = {

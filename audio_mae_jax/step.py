@@ -21,6 +21,9 @@ from audio_mae_jax import tasks
 from audio_mae_jax import trees
 
 PICTURED = 4  # clips of a reconstruction picture
+# Of XLA, by platform; only what was measured (docs/performance.md). cuBLAS adds
+# biases in its products, is as fast, and compiles in half of the time.
+OPTIONS = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
 
 
 @flax.struct.dataclass
@@ -103,6 +106,12 @@ def build(config: config_lib.Config, steps_per_epoch: int,
   shapes = jax.eval_shape(init)
   placed = sharding.state(mesh, shapes)
   rows, whole = sharding.batch(mesh), sharding.replicated(mesh)
+
+  def compiled(fn, **settings):
+    return jax.jit(
+        sharding.known(mesh, fn), **settings,
+        compiler_options=OPTIONS.get(mesh.devices.flat[0].platform))
+
   return Program(
       task=task, mesh=mesh, steps_per_epoch=steps_per_epoch, total_steps=steps,
       learning_rate=learning_rate,
@@ -110,15 +119,15 @@ def build(config: config_lib.Config, steps_per_epoch: int,
           lambda leaf, place: jax.ShapeDtypeStruct(
               leaf.shape, leaf.dtype, sharding=place), shapes, placed),
       init=_from(jax.jit(init, out_shardings=placed)),
-      train_step=jax.jit(
-          sharding.known(mesh, _train_step(config, task, tx, learning_rate)),
+      train_step=compiled(
+          _train_step(config, task, tx, learning_rate),
           in_shardings=(placed, rows), out_shardings=(placed, whole),
           donate_argnums=0),
-      eval_step=jax.jit(
-          sharding.known(mesh, _eval_step(config, task)),
+      eval_step=compiled(
+          _eval_step(config, task),
           in_shardings=(placed.params, rows, None), out_shardings=whole),
-      picture=task.picture and jax.jit(
-          sharding.known(mesh, _picture(config, task)),
+      picture=task.picture and compiled(
+          _picture(config, task),
           in_shardings=(placed.params, rows), out_shardings=whole))
 
 

@@ -17,9 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audio_mae_jax import devices
+
 
 def full(qkv, heads: int, name: str = 'auto'):
   """Softmax attention of all tokens to all, [B, L, 3 D] -> [B, L, D]."""
+  if name == 'auto' and CHOICES[AUTO.get(devices.platform(), 'xla')][0] == (
+      'cudnn') and not (devices.has_cudnn_attention()
+                        and cudnn_refuses(qkv, heads) is None):
+    name = 'xla'
   return _run(FULL, name, lambda run, qkv: run(qkv, heads), qkv)
 
 
@@ -40,15 +46,9 @@ def windows(qkv, heads: int, bias, tau, mask=None, name: str = 'auto'):
           qkv, heads, bias, jnp.maximum(tau, 0.01), mask), qkv, bias, tau)
 
 
-def platform() -> str | None:
-  """Of the devices that the caller makes known (`sharding.known`), if any."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device and device.platform
-
-
 def _run(table, name, call, *arrays):
   """`call(implementation, *arrays)` with the one that `name` stands for."""
-  kind, known = (FULL, WINDOWS).index(table), platform()
+  kind, known = (FULL, WINDOWS).index(table), devices.platform()
 
   def of(name):
     choice = CHOICES[name][kind]
@@ -65,7 +65,8 @@ def _run(table, name, call, *arrays):
   if known:
     return of(AUTO.get(known, 'xla'))(*arrays)
   choices = {where: of(name) for where, name in AUTO.items()
-             if CHOICES[name][kind] != CHOICES['xla'][kind]}
+             if CHOICES[name][kind] != CHOICES['xla'][kind]
+             and name not in OF_GPUS}
   if not choices:
     return of('xla')(*arrays)
   # A program for any platform, as of an export, holds what each would take.
@@ -109,18 +110,24 @@ def dot_product_full(qkv, heads, implementation: str):
   return out.reshape(*out.shape[:2], -1)[:, :tokens]
 
 
-def _check_cudnn(qkv, heads):
-  """Raises ValueError for what cuDNN's fused attention does not take."""
+def cudnn_refuses(qkv, heads) -> str | None:
+  """What keeps cuDNN's fused attention from a projection, and the remedy."""
   channels = qkv.shape[-1] // (3 * heads)
   if qkv.dtype not in (jnp.bfloat16, jnp.float16):
-    raise ValueError(
+    return (
         f'model.attention=cudnn computes in bfloat16, and model.dtype is '
         f'{qkv.dtype}. Set model.dtype=bfloat16, or model.attention=auto.')
   if channels % 8 or channels > 128:
-    raise ValueError(
+    return (
         'model.attention=cudnn takes heads of at most 128 channels and a '
         f'multiple of 8, not {channels}. Set another number of heads, or '
         'model.attention=auto.')
+  return None
+
+
+def _check_cudnn(qkv, heads):
+  if why := cudnn_refuses(qkv, heads):
+    raise ValueError(why)
 
 
 def windows_at_once(windows: int, patches: int) -> int:
@@ -244,6 +251,6 @@ CHOICES = {
     'cudnn_pallas': ('cudnn', 'pallas'),
 }
 OF_GPUS = ('cudnn', 'pallas', 'cudnn_pallas')
-# What 'auto' stands for where that is not 'xla'. On GPUs nothing was measured
-# yet; benchmarks/attention.py compares them all.
-AUTO = {'tpu': 'blocks'}
+# What 'auto' stands for where that is not 'xla'; all tokens fall back on 'xla'
+# where cuDNN does not take them. docs/performance.md has what was measured.
+AUTO = {'gpu': 'cudnn_pallas', 'tpu': 'blocks'}
