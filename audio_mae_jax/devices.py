@@ -24,9 +24,9 @@ def has_cudnn_attention() -> bool:
 def split(call, clips, whole):
   """`call(*clips, *whole)` with the clips of each device on it.
 
-  For what the partitioner cannot split: kernels, Fourier transforms. Results are split as `clips`
-  are, over their first axis; where that does not divide, the partitioner
-  gathers.
+  For what the partitioner cannot split: kernels, Fourier transforms. Results
+  are split as `clips` are, over their first axis; where that does not divide,
+  the partitioner gathers.
 
   Args:
     call: function of arrays, or None in their place.

@@ -7,6 +7,7 @@ update -- so that only waveforms travel to the devices.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -21,9 +22,6 @@ from audio_mae_jax import tasks
 from audio_mae_jax import trees
 
 PICTURED = 4  # clips of a reconstruction picture
-# Of XLA, by platform; only what was measured (docs/performance.md). cuBLAS adds
-# biases in its products, is as fast, and compiles in half of the time.
-OPTIONS = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
 
 
 @flax.struct.dataclass
@@ -106,12 +104,7 @@ def build(config: config_lib.Config, steps_per_epoch: int,
   shapes = jax.eval_shape(init)
   placed = sharding.state(mesh, shapes)
   rows, whole = sharding.batch(mesh), sharding.replicated(mesh)
-
-  def compiled(fn, **settings):
-    return jax.jit(
-        sharding.known(mesh, fn), **settings,
-        compiler_options=OPTIONS.get(mesh.devices.flat[0].platform))
-
+  jit = functools.partial(sharding.jit, mesh)
   return Program(
       task=task, mesh=mesh, steps_per_epoch=steps_per_epoch, total_steps=steps,
       learning_rate=learning_rate,
@@ -119,14 +112,14 @@ def build(config: config_lib.Config, steps_per_epoch: int,
           lambda leaf, place: jax.ShapeDtypeStruct(
               leaf.shape, leaf.dtype, sharding=place), shapes, placed),
       init=_from(jax.jit(init, out_shardings=placed)),
-      train_step=compiled(
+      train_step=jit(
           _train_step(config, task, tx, learning_rate),
           in_shardings=(placed, rows), out_shardings=(placed, whole),
           donate_argnums=0),
-      eval_step=compiled(
+      eval_step=jit(
           _eval_step(config, task),
           in_shardings=(placed.params, rows, None), out_shardings=whole),
-      picture=task.picture and compiled(
+      picture=task.picture and jit(
           _picture(config, task),
           in_shardings=(placed.params, rows), out_shardings=whole))
 

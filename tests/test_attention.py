@@ -217,6 +217,19 @@ def test_the_platform_is_that_of_the_devices_made_known(platform, together):
   assert 'platform_index' not in text and 'cond' not in text
 
 
+@pytest.mark.parametrize('kind, dtype, fused', [
+    ('NVIDIA H100', 'bfloat16', True), ('NVIDIA H100', 'float32', False),
+    ('AMD Instinct MI300X', 'bfloat16', False)])
+def test_auto_takes_cudnn_where_it_works(kind, dtype, fused, monkeypatch):
+  monkeypatch.setitem(attention.FULL, 'cudnn', lambda qkv, heads: None)
+  mesh = jax.sharding.AbstractMesh(
+      (1, 1), ('data', 'fsdp'), abstract_device=jax.sharding.AbstractDevice(
+          device_kind=kind, num_cores=None, platform='gpu'))
+  with jax.sharding.use_abstract_mesh(mesh):
+    found = attention.full(jnp.zeros((2, 16, 96), dtype), 2)
+  assert (found is None) == fused
+
+
 @pytest.mark.parametrize('overrides, message', [
     ({'model.attention': 'pallas'}, "model.attention='pallas' needs a GPU, and "
      "this program is for devices of platform 'cpu'. Set model.attention to "
