@@ -45,8 +45,8 @@ def _gelu(x, rough: bool):
 @jax.custom_vjp
 def gelu(x):
   """[...] -> the same: x Phi(x), exact up to rounding in the dtype of `x`."""
-  return _gelu(x.astype(jnp.float32), x.dtype == jnp.bfloat16)[0].astype(
-      x.dtype)
+  wide = x.astype(jnp.float32)
+  return (wide * _normal(wide, x.dtype == jnp.bfloat16)[0]).astype(x.dtype)
 
 
 def _gelu_forth(x):
