@@ -113,9 +113,10 @@ def bands(cutoff_hz: float, clip: clip_lib.Clip,
   top_hz = np.maximum.accumulate(np.where(mel > 0, hz[:, None], 0).max(0))
   above = top_hz > cutoff_hz
   if above.all() or not above.any():
+    share = 'all' if above.all() else 'none'
     raise ValueError(
-        f'Of a band up to {top_hz[-1]:.0f} Hz {"all" if above.all() else "none"}'
-        f' is above a cutoff of {cutoff_hz:g} Hz: give one inside of it.')
+        f'Of a band up to {top_hz[-1]:.0f} Hz {share} is above a cutoff of '
+        f'{cutoff_hz:g} Hz: give one inside of it.')
   hidden = np.broadcast_to(above, (1, *clip.spectrogram.shape)).copy()
   title = f'Above {cutoff_hz / 1000:g} kHz'
   return Hidden(f'bands-{cutoff_hz:g}', title,

@@ -27,9 +27,10 @@ class Model:
   """
 
   def __init__(self, config: config_lib.Config, params: dict):
-    # Pictures and numbers, not speed; CPUs compute slowly in bfloat16.
+    # Each number of visible patches is a program of its own, run a few times:
+    # a scan compiles one block for all. CPUs are slow in bfloat16.
     self.config = dataclasses.replace(config, model=dataclasses.replace(
-        config.model, dtype='float32', remat='none'))
+        config.model, dtype='float32', remat='none', scan_layers=True))
     flat = trees.flatten(params)
     self.num_parameters = sum(int(np.prod(x.shape)) for x in flat.values())
     self._params = traverse_util.unflatten_dict(

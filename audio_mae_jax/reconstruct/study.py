@@ -1,4 +1,4 @@
-"""What a report shows: every hiding of a clip, filled in several ways, measured.
+"""What a report shows: each hiding of a clip, filled in several ways, measured.
 
 Each way gives a spectrogram and, through the same inverse, a sound; distances
 are between sounds. 'silence' and 'interpolation' need no model; 'truth' has the
