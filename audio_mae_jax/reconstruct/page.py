@@ -89,9 +89,9 @@ class _Parts:
             '</span></div>')
 
   def tab(self, i):
-    hidden = self._study.views[i].hidden
+    hidden, chosen = self._study.views[i].hidden, str(i == 0).lower()
     return (f'<button role="tab" type="button" id="tab-{hidden.key}" '
-            f'aria-controls="panel-{hidden.key}" aria-selected="true">'
+            f'aria-controls="panel-{hidden.key}" aria-selected="{chosen}">'
             f'{escape(hidden.title)}</button>')
 
   def panel(self, view):
@@ -171,15 +171,16 @@ class _Parts:
     most = max(float(np.nanmax(scaled)), 1e-6)
     rows = []
     for query, maps in zip(('Class token', 'Mean of the patches'), scaled):
-      rows.append('<div class="heads">' + ''.join(
+      rows.append(f'<h4>{query}</h4><div class="heads">' + ''.join(
           f'<figure><img alt="{query}, head {i + 1}, {escape(what)}" '
-          f'src="{media.spectrogram(x, (0, most))}"><figcaption>{query}, '
-          f'head {i + 1}</figcaption></figure>'
+          f'src="{media.spectrogram(np.sqrt(x), (0, most ** 0.5))}">'
+          f'<figcaption>head {i + 1}</figcaption></figure>'
           for i, x in enumerate(maps)) + '</div>')
     return ''.join(rows) + (
-        f'<p class="caption">Layer {self._study.settings.layer}. Dark: none. '
-        f'Light: {most:.1f} times as much as if the {visible} visible patches '
-        'shared all of it evenly. Time runs to the right, frequency up.</p>')
+        f'<p class="caption">Layer {self._study.settings.layer}. Black: none. '
+        f'Lightest: {most:.1f} times as much as if the {visible} visible '
+        'patches shared all of it evenly; between them by the square root. '
+        'Time runs to the right, frequency up.</p>')
 
   def _image(self, x):
     return media.spectrogram(x, self._scale)
