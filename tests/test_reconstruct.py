@@ -208,25 +208,20 @@ def test_levels_from_the_visible_lie_between_their_neighbours():
   patches = np.stack([np.array([-1, 1.0]) * s + m for m, s in
                       ((0, 1), (9, 9), (4, 3))]).astype(np.float32)
   removed = np.array([False, True, False])
-  nothing = np.zeros_like(patches, bool)
-  unit = np.full((3, 2), 1.0)
-  found = filling.from_visible(unit, patches, removed, nothing, (3, 1))
+  found = filling.from_visible(np.full((3, 2), 1.0), patches, removed, (3, 1))
   # Means 0 and 4, deviations sqrt(2) and 3 sqrt(2): in the middle.
   np.testing.assert_allclose(found[1], 2 + 2 * 2**0.5, rtol=1e-5)
 
 
-def test_known_pixels_of_a_removed_patch_move_its_levels():
-  rng = np.random.default_rng(0)
-  shape = rng.normal(size=(3, 200))
-  patches = (shape * [[1], [5], [1]] + [[0], [7], [0]]).astype(np.float32)
-  removed = np.array([False, True, False])
-  known = np.zeros_like(patches, bool)
-  known[1, :150] = True
-  found = filling.from_visible(shape, patches, removed, known, (3, 1))
-  assert np.abs(found[1] - patches[1]).max() < 2.5  # towards 5 and 7
-  without = filling.from_visible(
-      shape, patches, removed, np.zeros_like(known), (3, 1))
-  assert np.abs(without[1] - patches[1]).mean() > 5
+def test_what_is_drawn_goes_on_from_what_is_known_beside_it():
+  original = np.array([[5.0], [6], [99], [99], [99], [9], [5]])
+  drawn = np.array([[0.0], [3], [1], [2], [1], [1], [0]])
+  removed = np.array([[0], [1], [1], [1], [1], [1], [0]], bool)
+  hidden = original == 99
+  # Off by 3 before and by 8 behind.
+  np.testing.assert_allclose(
+      filling.join(drawn, original, removed, hidden)[2:5, 0],
+      [1 + 4.25, 2 + 5.5, 1 + 6.75])
 
 
 def test_interpolation_is_linear_in_time_then_over_frequency():
@@ -298,6 +293,8 @@ def test_bands_hide_what_reaches_above_the_cutoff(clip):
      "'none' is not known: unstructured"),
     (lambda clip: hiding.strategy('time', 1.5, clip, CONFIG.patch, 1, 0),
      'not a share of patches'),
+    (lambda clip: hiding.strategy('time', 0.95, clip, CONFIG.patch, 1, 0),
+     "0.95 cannot be hidden by 'time' of 8 x 8 patches"),
     (lambda clip: hiding.gaps(600, clip, CONFIG.patch, 1, 0),
      'at most 328 ms'),
     (lambda clip: hiding.bands(9000, clip, CONFIG.patch), 'none is above'),
@@ -366,3 +363,15 @@ def test_raw_targets_need_no_levels(clip, model):
   np.testing.assert_allclose(
       filled['model'][hidden.hidden[0]],
       np.minimum(drawn, loudest)[hidden.hidden[0]], atol=1e-6)
+
+
+@pytest.mark.parametrize('setting, said', [
+    ({'draws': 0}, 'draws=0 must be 1 or more'),
+    ({'ratios': (0.5, 1.0)}, 'above 0 and below 1'),
+    ({'gaps_ms': (20, -1)}, 'all must be above 0'),
+    ({'layer': 3, 'masks': ('bands',)}, 'give one of 1 to 2'),
+    ({'masks': ('bands',), 'cutoffs_hz': (9000.0,)}, 'Nothing can be hidden'),
+])
+def test_settings_out_of_range_stop_before_the_work(clip, model, setting, said):
+  with pytest.raises(ValueError, match=said):
+    study_lib.run(model, clip, study_lib.Settings(**setting))

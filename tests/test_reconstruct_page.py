@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
       weights.with_positions(CONFIG), {}))
   command.main([
       str(place / NAME), '--checkpoint', str(place / 'weights'), '--output',
-      str(place / 'report'), '--mask', 'unstructured', 'gaps', 'bands',
+      str(place / 'report'), '--mask', 'unstructured', 'time', 'gaps',
       '--gaps', '60', '--ratio', '0.9', '--draws', '2', '--iterations',
       '3'])
   return place
@@ -67,8 +67,8 @@ def test_page_needs_nothing_but_itself(html):
 def test_all_sounds_are_the_clip_in_16_bits(html):
   sounds = [soundfile.read(io.BytesIO(x), dtype='int16')
             for x in contents(html, 'audio/wav')]
-  # The original; for each of three views masked, shown, and four choices.
-  assert len(sounds) == 1 + 3 * 6
+  # The original; for each of two views masked, shown, and four choices.
+  assert len(sounds) == 1 + 2 * 6
   assert {(len(x), rate) for x, rate in sounds} == {(400 + 63 * 160, 16000)}
   assert max(np.abs(x.astype(int)).max() for x, _ in sounds) < 32767
 
@@ -76,10 +76,10 @@ def test_all_sounds_are_the_clip_in_16_bits(html):
 def test_all_pictures_have_the_clips_frames_or_patches(html):
   sizes = [PIL.Image.open(io.BytesIO(x)).size
            for x in contents(html, 'image/png')]
-  heads = (1 + 3) * 2 * 2  # nothing hidden and three views, two heads
+  heads = (1 + 2) * 2 * 2  # nothing hidden and two views, two heads
   assert sorted(set(sizes)) == [(8, 8), (64, 128), (128, 1)]
   assert sizes.count((8, 8)) == heads
-  assert sizes.count((64, 128)) == 1 + 3 * 6
+  assert sizes.count((64, 128)) == 1 + 2 * 6
 
 
 def test_missing_pixels_are_transparent_and_low_bins_lie_below():
@@ -96,20 +96,22 @@ def test_missing_pixels_are_transparent_and_low_bins_lie_below():
 
 def test_names_of_files_are_text(html):
   assert '<h1>tones &amp; &quot;noise&quot; &lt;1&gt;.wav</h1>' in html
-  assert 'does not fit this clip' in html  # 0.9 of eight time steps
+  # 0.9 of eight time steps.
+  assert 'Left out: A share of 0.9' in html
+  assert html.count('does not fit this clip') == 2
 
 
 def test_numbers_are_those_of_the_page(folder, html):
   found = json.loads((folder / 'report/numbers.json').read_text())
   assert list(found['log_spectral_distance_db']) == [
-      'unstructured', 'gaps-60', 'bands-4000']
+      'unstructured', 'gaps-60']
   row = found['errors'][0]
   assert (row['strategy'], row['ratio'], row['removed']) == (
       'unstructured', 0.9, 58 / 64)
   assert f'{np.mean(row["mse"]):.3f} <span' in html
   for view in found['log_spectral_distance_db'].values():
     assert f'{np.mean(view["model"]):.1f}' in html
-    assert len(view['truth']) in (1, 2)
+    assert len(view['truth']) == 2
 
 
 def test_command_refuses_what_it_would_replace_or_cannot_show(
@@ -199,7 +201,7 @@ def test_browser_loads_the_page_alone_and_whole(opened):
       i => i.complete && i.naturalWidth > 0)''')
   durations = opened.execute_script(
       "return [...document.querySelectorAll('audio')].map(a => a.duration)")
-  assert len(durations) == 7
+  assert len(durations) == 5
   np.testing.assert_allclose(durations, (400 + 63 * 160) / 16000, atol=1e-3)
 
 
@@ -207,17 +209,15 @@ def test_browser_shows_one_panel_at_a_time_by_mouse_and_keys(opened):
   shown = lambda: [x.get_attribute('id') for x in
                    _find(opened, '[role=tabpanel]') if x.is_displayed()]
   tabs = _find(opened, '[role=tab]')
-  assert [x.text for x in tabs] == [
-      'Random patches', 'Gaps of 60 ms', 'Above 4 kHz']
+  assert [x.text for x in tabs] == ['Random patches', 'Gaps of 60 ms']
   assert shown() == ['panel-unstructured']
   tabs[1].click()
   assert shown() == ['panel-gaps-60']
-  tabs[1].send_keys('\ue014')  # arrow to the right
-  assert shown() == ['panel-bands-4000']
-  opened.switch_to.active_element.send_keys('\ue014')
+  tabs[1].send_keys('\ue012')  # arrow to the left
   assert shown() == ['panel-unstructured']
-  assert [x.get_attribute('aria-selected') for x in tabs] == [
-      'true', 'false', 'false']
+  opened.switch_to.active_element.send_keys('\ue014')  # to the right
+  assert shown() == ['panel-gaps-60']
+  assert [x.get_attribute('aria-selected') for x in tabs] == ['false', 'true']
   assert opened.get_log('browser') == []
 
 

@@ -12,10 +12,6 @@ from audio_mae_jax import config
 from audio_mae_jax import losses
 from audio_mae_jax import patches as patches_lib
 
-# How strongly levels hold to those around them, in pixels: against so many
-# known pixels of the same patch they count half.
-_PRIOR_PIXELS = 16.0
-
 
 def interpolate(values: np.ndarray, known: np.ndarray) -> np.ndarray:
   """float, bool [T, F] -> [T, F]: known values, and lines between them.
@@ -45,37 +41,41 @@ def from_original(prediction, patches) -> np.ndarray:
       prediction[None], patches[None])[0])
 
 
-def from_visible(prediction, patches, removed, known, grid) -> np.ndarray:
+def from_visible(prediction, patches, removed, grid) -> np.ndarray:
   """[N, P] in normalised units -> [N, P] with levels that are estimated.
 
-  The mean and the deviation of a removed patch are first those between the
-  patches around it (`interpolate`). Where a part of the patch is known after
-  all, as beside a gap that is shorter, they move to what fits it best.
+  Mean and deviation of a removed patch are those between the visible patches
+  around it (`interpolate`).
 
   Args:
     prediction: float [N, P].
-    patches: float [N, P] of the original; read where it is visible or known.
+    patches: float [N, P] of the original; read where they are visible.
     removed: bool [N], patches that the model did not see.
-    known: bool [N, P], pixels that may be read in them.
     grid: patches along time and frequency.
   """
-  mean, std = (np.asarray(x)[0, :, 0] for x in
-               losses.patch_statistics(patches[None]))
-  mean, std = (interpolate(x.reshape(grid), ~removed.reshape(grid)).reshape(-1)
-               for x in (mean, std))
-  y = np.array(prediction, np.float64)
-  for n in np.flatnonzero(removed & known.any(-1)):
-    at = known[n]
-    basis = np.stack([np.ones(at.sum()), y[n, at]])
-    error = patches[n, at] - (mean[n] + std[n] * y[n, at])
-    change = np.linalg.solve(
-        basis @ basis.T + _PRIOR_PIXELS * np.eye(2), basis @ error)
-    mean[n], std[n] = mean[n] + change[0], max(std[n] + change[1], 0)
-  return y * std[:, None] + mean[:, None]
+  mean, std = (
+      interpolate(np.asarray(x).reshape(grid), ~removed.reshape(grid))
+      for x in losses.patch_statistics(patches[None]))
+  return prediction * std.reshape(-1, 1) + mean.reshape(-1, 1)
 
 
-def paste(original, patches, hidden, patch: config.Patch) -> np.ndarray:
-  """[T, F] with the pixels of `patches` [N, P] where bool [T, F] `hidden`."""
-  drawn = np.asarray(patches_lib.unpatchify(
-      np.asarray(patches, np.float32)[None], original.shape, patch))[0]
-  return np.where(hidden, drawn, original)
+def join(drawn, original, removed, hidden) -> np.ndarray:
+  """[T, F] -> [T, F]: `drawn` so that it goes on from what is known beside it.
+
+  A short gap leaves most of the patches known that the model must do without.
+  How far the model is off there is interpolated over the gap, and taken away.
+
+  Args:
+    drawn: float [T, F], of the model.
+    original: float [T, F], read where it is not hidden.
+    removed: bool [T, F], pixels that the model did not see.
+    hidden: bool [T, F], those that are not known.
+  """
+  off = np.where(removed & ~hidden, original - drawn, 0)
+  return drawn + interpolate(off, ~hidden)
+
+
+def draw(patches, shape, patch: config.Patch) -> np.ndarray:
+  """[N, P] -> [T, F] of this `shape`."""
+  return np.asarray(patches_lib.unpatchify(
+      np.asarray(patches, np.float32)[None], shape, patch))[0]

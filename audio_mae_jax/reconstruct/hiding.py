@@ -60,12 +60,19 @@ def strategy(name: str, ratio: float, clip: clip_lib.Clip,
       'time_freq': {'time_ratio': each, 'freq_ratio': each},
   }[name]
   shape = clip.spectrogram.shape
-  mask = masking.make(
-      jax.random.key(seed), draws, patches_lib.grid_of(shape, patch),
-      dataclasses.replace(config_lib.Mask(name=name), **settings))
+  grid = patches_lib.grid_of(shape, patch)
+  try:
+    mask = masking.make(
+        jax.random.key(seed), draws, grid,
+        dataclasses.replace(config_lib.Mask(name=name), **settings))
+  except ValueError as error:
+    raise ValueError(
+        f'A share of {ratio:g} cannot be hidden by {name!r} of {grid[0]} x '
+        f'{grid[1]} patches (time x frequency): at least one step or band must '
+        'stay and one go. Give another ratio, or a longer clip.') from error
   removed = np.asarray(mask.removed)
   return Hidden(name, STRATEGIES[name], removed,
-                _pixels(removed, shape, patch))
+                pixels(removed, shape, patch))
 
 
 def gaps(gap_ms: float, clip: clip_lib.Clip, patch: config_lib.Patch,
@@ -123,6 +130,14 @@ def bands(cutoff_hz: float, clip: clip_lib.Clip,
                 _patches(hidden, patch, title), hidden)
 
 
+def pixels(removed, shape, patch: config_lib.Patch) -> np.ndarray:
+  """bool [B, N] -> bool [B, T, F]; a pixel is hidden when all over it are."""
+  cells = np.broadcast_to(
+      removed[..., None], (*removed.shape, patch.size[0] * patch.size[1]))
+  return np.asarray(patches_lib.unpatchify(
+      cells.astype(np.float32), shape, patch)) > 0.999
+
+
 def _patches(hidden, patch, what):
   """bool [B, T, F] -> bool [B, N]: patches with anything hidden in them."""
   removed = np.asarray(patches_lib.patchify(hidden, patch)).any(-1)
@@ -132,11 +147,3 @@ def _patches(hidden, patch, what):
         'bins has a part of that, and nothing is left to see. Hide less, or '
         'take a longer clip.')
   return removed
-
-
-def _pixels(removed, shape, patch):
-  """bool [B, N] -> bool [B, T, F]; a pixel is hidden when all over it are."""
-  cells = np.broadcast_to(
-      removed[..., None], (*removed.shape, patch.size[0] * patch.size[1]))
-  return np.asarray(patches_lib.unpatchify(
-      cells.astype(np.float32), shape, patch)) > 0.999

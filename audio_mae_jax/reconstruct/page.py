@@ -7,9 +7,9 @@ import string
 import numpy as np
 
 from audio_mae_jax import config as config_lib
-from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import pictures
 from audio_mae_jax.reconstruct import clip as clip_lib
+from audio_mae_jax.reconstruct import hiding
 from audio_mae_jax.reconstruct import media
 from audio_mae_jax.reconstruct import study as study_lib
 from audio_mae_jax.reconstruct import tables
@@ -54,6 +54,7 @@ def write(study: study_lib.Study, clip: clip_lib.Clip, *,
       css=read('page.css'), js=read('page.js'), title=escape(title),
       lead=escape(' · '.join(facts)), command=escape(command),
       original=part.original(), colourbar=part.colour_bar(),
+      left_out=tables.left_out(study.left_out),
       tabs='\n'.join(part.tab(i) for i in range(len(study.views))),
       panels='\n'.join(map(part.panel, study.views)),
       errors=tables.errors(study.errors, normalised),
@@ -96,7 +97,9 @@ class _Parts:
 
   def panel(self, view):
     hidden = view.hidden
-    seen = np.where(self._removed(view), np.nan, self._clip.spectrogram)
+    x = self._clip.spectrogram
+    seen = np.where(
+        hiding.pixels(hidden.removed[:1], x.shape, self._patch)[0], np.nan, x)
     silence = view.fills[0]
     share = hidden.removed[0].mean()
     caption = _SEEN if hidden.lost is None else (
@@ -112,14 +115,6 @@ class _Parts:
         '<h3>Reconstruction</h3>', self._reconstruction(view),
         '<h3>Attention to the visible patches</h3>',
         self.heads(view.attention, hidden.title), '</div>'])
-
-  def _removed(self, view):
-    """bool [T, F]: under no visible patch."""
-    patch = self._patch
-    removed = np.repeat(view.hidden.removed[0][:, None].astype(np.float32),
-                        patch.size[0] * patch.size[1], axis=1)
-    return np.asarray(patches_lib.unpatchify(
-        removed[None], self._clip.spectrogram.shape, patch))[0] > 0.999
 
   def _reconstruction(self, view):
     fills = {fill.key: fill for fill in view.fills}

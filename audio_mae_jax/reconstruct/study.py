@@ -64,6 +64,7 @@ class Study(NamedTuple):
   settings: Settings
   views: list[View]
   errors: list[Error]
+  left_out: list[str]  # why views that were asked for are not there
   attention: np.ndarray  # with nothing hidden
   original: np.ndarray  # float [S], what the players have as the original
 
@@ -76,11 +77,10 @@ def run(model: model_lib.Model, clip: clip_lib.Clip, settings: Settings,
     ValueError: a setting is out of its range, or does not fit the clip.
   """
   settings = dataclasses.replace(settings, layer=settings.layer or model.depth)
-  if settings.draws < 1 or settings.iterations < 1:
-    raise ValueError(
-        f'draws={settings.draws} and iterations={settings.iterations} must be '
-        '1 or more.')
-  kinds = list(_kinds(model, clip, settings))  # whose errors come at once
+  _check(settings)
+  kinds, left_out = _kinds(model, clip, settings)
+  for reason in left_out:
+    tell(f'Left out: {reason}')
   nothing = np.zeros(np.prod(model.grid(clip.spectrogram.shape)), bool)
   attention = model.attention(clip.spectrogram, nothing, settings.layer)
   transform = sound.Transform(clip.spec, clip.spec.num_frames)
@@ -93,22 +93,49 @@ def run(model: model_lib.Model, clip: clip_lib.Clip, settings: Settings,
     tell(f'Errors at ratio {ratio:g} ...')
     errors += [_error(model, clip, name, ratio, settings)
                for name in hiding.STRATEGIES]
-  return Study(settings, views, errors, attention, clip.waveform)
+  return Study(
+      settings, views, errors, left_out, attention, clip.waveform)
+
+
+def _check(settings):
+  """Raises ValueError for what no clip could be shown with."""
+  for name in ('draws', 'iterations'):
+    if getattr(settings, name) < 1:
+      raise ValueError(
+          f'{name}={getattr(settings, name)} must be 1 or more.')
+  if not settings.ratios or not all(0 < x < 1 for x in settings.ratios):
+    raise ValueError(
+        f'ratio={settings.ratios}: give shares of patches, above 0 and below '
+        '1.')
+  for name in ('gaps_ms', 'cutoffs_hz'):
+    if not all(x > 0 for x in getattr(settings, name)):
+      raise ValueError(
+          f'{name}={getattr(settings, name)}: all must be above 0.')
 
 
 def _kinds(model, clip, settings):
-  """Yields all that is to be hidden."""
+  """All that is to be hidden, and why what does not fit the clip is not."""
   patch, draws, seed = model.config.patch, settings.draws, settings.seed
+  asked = []
   for name in settings.masks:
     if name == hiding.GAPS:
-      for gap_ms in settings.gaps_ms:
-        yield hiding.gaps(gap_ms, clip, patch, draws, seed)
+      asked += [(hiding.gaps, gap_ms, clip, patch, draws, seed)
+                for gap_ms in settings.gaps_ms]
     elif name == hiding.BANDS:
-      for cutoff_hz in settings.cutoffs_hz:
-        yield hiding.bands(cutoff_hz, clip, patch)
+      asked += [(hiding.bands, cutoff_hz, clip, patch)
+                for cutoff_hz in settings.cutoffs_hz]
     else:
-      yield hiding.strategy(
-          name, settings.ratios[0], clip, patch, draws, seed)
+      asked.append((hiding.strategy, name, settings.ratios[0], clip, patch,
+                    draws, seed))
+  found, left_out = [], []
+  for make, *arguments in asked:
+    try:
+      found.append(make(*arguments))
+    except ValueError as error:
+      left_out.append(str(error))
+  if not found:
+    raise ValueError('Nothing can be hidden. ' + ' '.join(left_out))
+  return found, left_out
 
 
 def _view(model, clip, transform, hidden, settings):
@@ -139,19 +166,20 @@ def fills(model, clip, removed, hidden) -> dict[str, np.ndarray]:
   """
   patch, x = model.config.patch, clip.spectrogram
   patches = np.asarray(patches_lib.patchify(x[None], patch))[0]
-  known = ~np.asarray(patches_lib.patchify(hidden[None], patch))[0]
   prediction = model.predict(x, removed)
   drawn = {MODEL: prediction}
   if model.config.objective.normalize_patches:
     drawn = {
         MODEL: filling.from_visible(
-            prediction, patches, removed, known, model.grid(x.shape)),
+            prediction, patches, removed, model.grid(x.shape)),
         LEAKED: filling.from_original(prediction, patches)}
+  drawn = {key: filling.draw(y, x.shape, patch) for key, y in drawn.items()}
+  drawn[MODEL] = filling.join(
+      drawn[MODEL], x, hiding.pixels(removed[None], x.shape, patch)[0], hidden)
   loudest = x[~hidden].max()
   return {
       INTERPOLATION: filling.interpolate(x, ~hidden),
-      **{key: np.where(hidden, np.minimum(
-          filling.paste(x, y, hidden, patch), loudest), x)
+      **{key: np.where(hidden, np.minimum(y, loudest), x)
          for key, y in drawn.items()},
       TRUTH: x.astype(np.float64)}
 

@@ -65,13 +65,19 @@ def distances(views: list[study_lib.View], normalised: bool) -> str:
       'first three, which know only what is visible, is set off.</p>')
 
 
+def left_out(reasons: list[str]) -> str:
+  """HTML: what was asked for and is not on the page."""
+  return ''.join(
+      f'<p class="caption">Left out: {escape(reason)}</p>'
+      for reason in reasons)
+
+
 def notes(normalised: bool) -> str:
   """HTML: what the words of the page mean, and what is not fair."""
   levels = (
       'This model is trained on patches that are normalised one by one: it says'
       ' what a patch looks like, not how loud it is or how strong its contrast.'
-      ' “Model” takes both from the visible patches around, by '
-      'interpolation, and from known pixels of the same patch, if there are. '
+      ' “Model” takes both from the visible patches around, by interpolation. '
       '“Model, original’s levels” takes them from the hidden original, as '
       'pictures of masked autoencoders usually do. The model did not have that '
       'information: do not compare it with the baselines.'
@@ -86,7 +92,9 @@ def notes(normalised: bool) -> str:
       'share one gain. “Original’s mel bands” is what this way back loses '
       'by itself.',
       'Gaps': 'Packet-loss concealment: one gap a second. The encoder works on '
-      'whole patches, so it misses more than the gap; only the gap is filled.',
+      'whole patches, so it misses more than the gap; only the gap is filled. '
+      'How far “Model” is off beside the gap, where that is known, is '
+      'interpolated over it and taken away.',
       'Above a cutoff': 'Bandwidth extension: what a telephone would not pass.',
       'Distance': 'For each frame the root of the mean squared difference of '
       'levels in dB; then the mean over frames. Levels more than 80 dB below '
