@@ -9,6 +9,7 @@ puts before, is a factor for each bin here, exact up to a few tenths of a dB.
 import functools
 
 import numpy as np
+from scipy import sparse
 
 from audio_mae_jax import config
 from audio_mae_jax import frontend
@@ -113,18 +114,21 @@ def magnitudes(log_mel, known, hidden, spec, iterations: int = 10):
   width = mel.sum(0)
   used = width > 0  # a filter may hold no bin
   mel, width = mel[:, used], width[used]
-  energy = np.exp(np.asarray(log_mel, np.float64)[..., used])
+  back = (mel / np.maximum(mel.sum(1, keepdims=True), 1e-12)).T
+  # A bin lies under two filters at most.
+  mel, back = sparse.csr_array(mel), sparse.csr_array(back)
   gain = _gain(spec, mel.shape[0] + 1)
-  kept = np.square(known * gain)[..., :-1]
-  back = mel / np.maximum(mel.sum(1, keepdims=True), 1e-12)
-  power = (energy / width) @ back.T
-  power = np.where(hidden[..., :-1], power, kept)
+  energy = np.exp(np.asarray(log_mel, np.float64)[..., used])
+  energy = energy.reshape(-1, len(width))
+  free = hidden[..., :-1].reshape(len(energy), -1)
+  kept = np.square(known * gain)[..., :-1].reshape(free.shape)
+  power = np.where(free, (energy / width) @ back, kept)
   for _ in range(iterations):
     ratio = energy / np.maximum(power @ mel, 1e-30)
-    power = np.where(hidden[..., :-1], power * (ratio @ back.T), kept)
+    power = np.where(free, power * (ratio @ back), kept)
   # The front end does not see the last bin.
-  power = np.concatenate([power, power[..., -1:]], axis=-1)
-  return np.where(hidden, np.sqrt(power) / gain, known)
+  power = np.concatenate([power, power[:, -1:]], axis=-1)
+  return np.where(hidden, np.sqrt(power).reshape(known.shape) / gain, known)
 
 
 def _gain(spec, bins):
