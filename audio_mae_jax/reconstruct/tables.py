@@ -27,20 +27,20 @@ def errors(rows: list[study_lib.Error], normalised: bool) -> str:
     name = f'<th scope="row">{hiding.STRATEGIES[row.name]}</th>'
     ratio = f'<td>{row.ratio:g}</td>'
     if row.values is None:
-      lines.append(f'{name}{ratio}<td colspan="4">does not fit this clip: '
-                   f'{escape(row.reason)}</td>')
+      lines.append(f'{name}<td colspan="3">does not fit this clip</td>{ratio}'
+                   '<td class="bar"></td>')
       continue
     width = 100 * row.values.mean() / most
     lines.append(
-        f'{name}{ratio}<td>{row.share:.0%}</td><td>{_spread(row.values, 3)}'
-        f'</td><td>{row.flat:.3f}</td><td class="bar">'
+        f'{name}<td>{_spread(row.values, 3)}</td><td>{row.flat:.3f}</td>'
+        f'<td>{row.share:.0%}</td>{ratio}<td class="bar">'
         f'<div style="width:{width:.1f}%"></div></td>')
   return (
-      _table(['Strategy', 'Ratio asked for', 'Patches removed', 'Error',
-              'Of flat patches', ''], lines)
+      _table(['Strategy', 'Error', 'Of flat patches', 'Patches removed',
+              'Ratio asked for', ''], lines)
       + '<p class="caption">Mean squared error in removed patches'
       + (', each in units of its own deviation: what training minimises. A '
-         'patch without any content has the error in the fifth column.'
+         'patch without any content has the error in the third column.'
          if normalised else ', in units of the model’s input.')
       + f' Mean ± standard deviation of {_draws(rows)} masks.</p>')
 
