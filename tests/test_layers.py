@@ -27,7 +27,8 @@ FLOORS = [
     ['train'],
     ['score'],
     ['modes'],
-    ['cli', 'measure', 'compile_for', 'convert', 'prepare'],
+    ['cli', 'measure', 'compile_for', 'convert', 'prepare',
+     'reconstruct'],
     ['main', 'benchmark'],
 ]
 
