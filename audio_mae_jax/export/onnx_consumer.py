@@ -93,7 +93,7 @@ def main():
     arrays = {f'{name}_{i}': one[name] for i, one in enumerate(found.values())
               for name in ('frames', 'times')}
     for name, plural in (('embedding', 'embeddings'), ('scores', 'scores')):
-      if name in encoder.facts['outputs'] + ['embedding']:
+      if name in encoder.facts['outputs']:
         arrays[plural] = np.stack([one[name] for one in found.values()])
     np.savez(options.output, files=list(found), **arrays)
   print(f'{len(found)} of {len(options.files)} files embedded.')

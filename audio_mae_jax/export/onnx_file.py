@@ -10,7 +10,7 @@ import onnxruntime
 from audio_mae_jax.export import onnx_graph
 
 FILE, SCRIPT = 'model.onnx', 'embed.py'
-# Protocol buffers end at 2 GiB (ViT-H): beyond this, tensors get their own file.
+# A protocol buffer ends at 2 GiB; tensors of more (ViT-H) get their own file.
 _WHOLE_BYTES = 2**31 - 2**27
 
 

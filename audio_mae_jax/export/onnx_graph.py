@@ -56,7 +56,8 @@ class Graph:
     return self._known[key][0]
 
 
-def build(program: program_lib.Program, notes: dict[str, str]) -> onnx.ModelProto:
+def build(
+    program: program_lib.Program, notes: dict[str, str]) -> onnx.ModelProto:
   """The model, with `notes` as its metadata."""
   graph = Graph()
   x, steps = _tokens(graph, program, 'waveform')
@@ -82,13 +83,14 @@ def build(program: program_lib.Program, notes: dict[str, str]) -> onnx.ModelProt
 def _tokens(graph, program, waveform):
   """[B, S] -> [B, 1 + N, D], and the number of time steps, int64 [1]."""
   params, config = program.params, program.config
-  x, steps = _patches(graph, program, _log_mel(graph, config.frontend, waveform))
+  x = _log_mel(graph, config.frontend, waveform)
+  x, steps = _patches(graph, program, x)
   # As the encoder's `places`; a clip that is too long asks for one that is not
   # there, which is an error.
   table = program.positions()
   count = graph('Squeeze', _size(graph, x, 1))
-  x = graph('Add', x, graph('Gather', table[1:], graph('Range', np.int64(0),
-                                                        count, np.int64(1))))
+  places = graph('Range', np.int64(0), count, np.int64(1))
+  x = graph('Add', x, graph('Gather', table[1:], places))
   token = params['encoder/cls_token'] + table[0]
   batch = graph('Concat', _size(graph, waveform, 0), [1, 1], axis=0)
   x = graph('Concat', graph('Expand', token[None, None], batch), x, axis=1)
@@ -99,7 +101,7 @@ def _tokens(graph, program, waveform):
     x = graph('Add', x, y)
     y = _mlp(graph, own, _norm(graph, own, 'norm2', x))
     x = graph('Add', x, y)
-  if program.pool != 'normalised_mean':
+  if program.norm == 'before':
     x = _norm(graph, _Under(params, 'encoder'), 'norm', x)
   return x, steps
 
@@ -109,16 +111,16 @@ def _pooled(graph, program, x, steps):
   own = _Under(program.params)
   patches = graph('Slice', x, [1], [np.iinfo(np.int64).max], [1])
   grid = graph('Concat', [0], steps, [program.grid[1], -1], axis=0)
-  found = {
-      'embedding': graph('ReduceMean', patches, axes=[1], keepdims=0),
-      'frames': graph('ReduceMean', graph('Reshape', patches, grid), axes=[2],
-                      keepdims=0)}
-  if program.pool == 'class_token':
-    found['embedding'] = graph('Gather', x, np.int64(0), axis=1)
-  if program.pool == 'normalised_mean':
+  frames = graph('ReduceMean', graph('Reshape', patches, grid), axes=[2],
+                 keepdims=0)
+  found = {'embedding': graph('ReduceMean', frames, axes=[1], keepdims=0),
+           'frames': frames}
+  if program.norm == 'after':
     found = {name: _norm(graph, own, 'fc_norm', y) for name, y in found.items()}
   if 'scores' in program.outputs:
-    logits = _dense(graph, own, 'head', found['embedding'])
+    pooled = (found['embedding'] if program.norm == 'after'
+              else graph('Gather', x, np.int64(0), axis=1))
+    logits = _dense(graph, own, 'head', pooled)
     found['scores'] = (
         graph('Sigmoid', logits) if program.config.labels.multilabel
         else graph('Softmax', logits, axis=-1))
@@ -157,11 +159,11 @@ def _patches(graph, program, x):
   spec, patch = program.config.frontend, program.config.patch
   size, stride = patch.size[0], patches_lib.resolve_stride(patch)
   frames = _size(graph, x, 1)
-  # As program.num_steps.
-  steps = graph('Div', graph('Add', graph('Max', graph(
-      'Sub', frames, [size]), [0]), [stride[0] - 1]), [stride[0]])
-  filled = graph('Add', graph('Mul', steps, [stride[0]]), [size])
-  steps = graph('Add', steps, [1])
+  # As program.num_steps; division of integers rounds to zero.
+  steps = graph('Div', graph('Add', frames, [stride[0] - (size + 1) // 2]),
+                [stride[0]])
+  steps = graph('Max', steps, [1])
+  filled = graph('Add', graph('Mul', steps, [stride[0]]), [size - stride[0]])
   pads = graph('Concat', [0, 0, 0, 0], graph('Sub', filled, frames), [0],
                axis=0)
   x = graph('Pad', x, pads, 0.0)

@@ -3,8 +3,9 @@
 All clips of a batch are of one length, and that length is free: the grid of
 patches follows from it. So a short clip costs little, and no clip's embedding
 depends on padding or on its neighbours in the batch. Only the last time step
-may be filled up, with the zeros that fill up short clips in training. It
-computes in float32, whatever the model was trained in.
+may be filled up, with the zeros that fill up short clips in training; a rest
+that is less than half of one is left out. It computes in float32, whatever the
+model was trained in.
 """
 
 import dataclasses
@@ -37,23 +38,20 @@ class Program:
   def __call__(self, waveform: jax.Array) -> dict[str, jax.Array]:
     """float32 [B, S] of full scale 1 -> arrays by the names of `outputs`.
 
-    'embedding' [B, D] is of the clip; 'frames' [B, T', D] are of its time
-    steps; 'scores' [B, C], of classifiers, are probabilities.
+    'frames' [B, T', D] are of the clip's time steps, each the mean over its
+    patches; 'embedding' [B, D] is of all of it; 'scores' [B, C], of
+    classifiers, are probabilities.
     """
     x, steps = self._tokens(waveform)
-    found = {'frames': x[:, 1:].reshape(
-        x.shape[0], steps, self.grid[1], -1).mean(2)}
-    if self.pool == 'class_token':
-      found['embedding'] = x[:, 0]
-    else:
-      found['embedding'] = x[:, 1:].mean(1)
-    if self.pool == 'normalised_mean':
+    frames = x[:, 1:].reshape(x.shape[0], steps, self.grid[1], -1).mean(2)
+    found = {'embedding': frames.mean(1), 'frames': frames}
+    if self.norm == 'after':
       norm = [self.params[f'fc_norm/{name}'] for name in ('scale', 'bias')]
       found = {name: pointwise.layer_norm(y, *norm)
                for name, y in found.items()}
     if 'scores' in self.outputs:
-      logits = (found['embedding'] @ self.params['head/kernel']
-                + self.params['head/bias'])
+      pooled = found['embedding'] if self.norm == 'after' else x[:, 0]
+      logits = pooled @ self.params['head/kernel'] + self.params['head/bias']
       found['scores'] = (jax.nn.sigmoid if self.config.labels.multilabel
                          else jax.nn.softmax)(logits)
     return {name: found[name] for name in self.outputs}
@@ -71,7 +69,7 @@ class Program:
     # the longest one's, whose positions are constants.
     ids = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     encoder = encoder_lib.make(
-        self.config, final_norm=self.pool != 'normalised_mean')
+        self.config, final_norm=self.norm == 'before')
     params = traverse_util.unflatten_dict(
         self.params, sep='/')['encoder']
     return encoder.apply({'params': params}, x, self.grid, ids), steps
@@ -91,15 +89,10 @@ class Program:
     return patches_lib.position_table(self.grid, width, patch)
 
   @functools.cached_property
-  def pool(self) -> str:
-    """How a clip's embedding comes from its tokens.
-
-    'mean' is over its patches, of an encoder that ends with a norm;
-    'normalised_mean' is followed by a classifier's norm; or 'class_token'.
-    """
-    if 'fc_norm/scale' in self.params:
-      return 'normalised_mean'
-    return 'class_token' if self.config.task == 'classify' else 'mean'
+  def norm(self) -> str:
+    """Where patches are normalised: 'before' they are averaged, by the
+    encoder, or 'after', by a classifier of their mean."""
+    return 'after' if 'fc_norm/scale' in self.params else 'before'
 
   @functools.cached_property
   def outputs(self) -> tuple[str, ...]:
@@ -113,9 +106,11 @@ class Program:
 
   @property
   def max_samples(self) -> int:
-    """Of the longest clip: one more would begin another frame."""
-    spec = self.config.frontend
-    return frontend.covered(spec.num_frames + 1, spec) - 1
+    """Of the longest clip: one more would begin another time step."""
+    spec, patch = self.config.frontend, self.config.patch
+    frames = (self.grid[0] * patches_lib.resolve_stride(patch)[0]
+              + (patch.size[0] + 1) // 2)
+    return frontend.covered(frames, spec) - 1
 
   def facts(self) -> dict:
     """What a consumer has to know, in plain types."""
@@ -125,7 +120,7 @@ class Program:
         'sample_rate_hz': spec.sample_rate_hz,
         'min_samples': self.min_samples, 'max_samples': self.max_samples,
         'embedding_size': encoder_lib.sizes(self.config.model.encoder)[0],
-        'pool': self.pool, 'outputs': list(self.outputs),
+        'outputs': list(self.outputs),
         # Times of what `frames` are of: the middle of the first, and the step.
         'first_frame_s': middle / 1000,
         'frame_step_s': (
@@ -173,8 +168,9 @@ def make(weights: weights_lib.Weights, max_s: float = 0.0) -> Program:
 def _check(program):
   """Raises ValueError for weights of which no embedding can be made."""
   if 'encoder/cls_token' not in program.params:
-    raise ValueError('These weights hold no encoder; there is nothing to export.')
-  if program.pool == 'mean' and 'encoder/norm/scale' not in program.params:
+    raise ValueError(
+        'These weights hold no encoder: there is nothing to export.')
+  if program.norm == 'before' and 'encoder/norm/scale' not in program.params:
     raise ValueError(
         'These weights are the encoder of a classifier without the norm that '
         "follows it: export the whole classifier (of `convert`, '--part all').")
@@ -183,11 +179,10 @@ def _check(program):
 
 
 def num_steps(frames, patch: config_lib.Patch):
-  """Time steps whose patches cover `frames`, which may be a symbol."""
+  """Time steps of so many `frames`, which may be a symbol: those that are at
+  least half of frames that are there, and at least one."""
   size, step = patch.size[0], patches_lib.resolve_stride(patch)[0]
-  if step == size:
-    return (frames + size - 1) // size
-  return (jax.core.max_dim(frames - size, 0) + step - 1) // step + 1
+  return jax.core.max_dim((frames - (size + 1) // 2) // step + 1, 1)
 
 
 def _log_mel(waveform, spec):

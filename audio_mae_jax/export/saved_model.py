@@ -36,8 +36,8 @@ def portable(exported: jax.export.Exported) -> bytes:
     return dialect.serialize_portable_artifact(module, _VERSION)
 
 
-def function(exported: jax.export.Exported) -> tf.types.experimental.GenericFunction:
-  """`exported`, a function of waveforms, as one of TensorFlow."""
+def function(exported: jax.export.Exported):
+  """`exported`, a function of waveforms, as a `tf.function`."""
   module = portable(exported)
   free = lambda aval: tuple(
       n if isinstance(n, int) else None for n in aval.shape)
@@ -56,9 +56,7 @@ def function(exported: jax.export.Exported) -> tf.types.experimental.GenericFunc
 
 def save(functions: dict, place):
   """Writes `functions` by the names of their signatures."""
-  module = tf.Module()
-  module.functions = functions  # what is not tracked would not be saved
-  tf.saved_model.save(module, os.fspath(place), signatures={
+  tf.saved_model.save(tf.Module(), os.fspath(place), signatures={
       name: fn.get_concrete_function() for name, fn in functions.items()})
 
 
