@@ -8,8 +8,8 @@ embeddings of its time steps `frames_i` [T', D] with the seconds of their
 middles, `times_i`. Of a classifier, `scores` [files, C] as well.
 
 Audio that is longer than the model takes is cut into windows, one after the
-other: a file's embedding and scores are means over them, weighted by their
-lengths. Import `Encoder` to do the same from a program.
+other; a file's embedding and scores are means over them, weighted by their time
+steps. Import `Encoder` to do the same from a program.
 """
 
 import argparse
@@ -47,28 +47,28 @@ class Encoder:
           f'this is {list(audio.shape)}.')
     if sample_rate_hz != rate:
       audio = soxr.resample(audio, sample_rate_hz, rate, quality='HQ')
-    short = facts['min_samples'] - len(audio)
-    windows = _windows(np.pad(audio, (0, max(0, short))), facts)
-    parts = [dict(zip(facts['outputs'], self._session.run(
-        facts['outputs'], {'waveform': x[None]}))) for _, x in windows]
-    shares = np.array([len(x) for _, x in windows]) / sum(
-        len(x) for _, x in windows)
-    found = {name: np.einsum('w,wd->d', shares, np.concatenate(
-        [part[name] for part in parts])).astype(np.float32)
-             for name in facts['outputs'] if name != 'frames'}
-    found['frames'] = np.concatenate([part['frames'][0] for part in parts])
-    found['times'] = np.concatenate([
-        start / rate + facts['first_frame_s']
-        + facts['frame_step_s'] * np.arange(part['frames'].shape[1])
-        for (start, _), part in zip(windows, parts)])
-    return found
+    audio = np.pad(audio, (0, max(0, facts['min_samples'] - len(audio))))
+    names = facts['outputs']
+    parts = [dict(zip(names, self._session.run(names, {'waveform': x[None]})))
+             for x in _windows(audio, facts)]
+    frames = np.concatenate([part['frames'][0] for part in parts])
+    shares = [part['frames'].shape[1] / len(frames) for part in parts]
+    found = {name: np.float32(sum(
+        share * part[name][0] for share, part in zip(shares, parts)))
+             for name in names if name != 'frames'}
+    start = facts['step_samples'] * np.arange(len(frames))
+    stop = np.minimum(start + facts['span_samples'], len(audio))
+    return found | {'frames': frames, 'times': (start + stop) / 2 / rate}
 
 
 def _windows(audio, facts):
-  """[(first sample, samples)]; a rest of less than a frame is left out."""
-  size = facts['max_samples']
-  starts = range(0, max(1, len(audio) - facts['min_samples'] + 1), size)
-  return [(start, audio[start:start + size]) for start in starts]
+  """Stretches of whole time steps; the last one is what is left."""
+  step = facts['max_steps'] * facts['step_samples']
+  size = step - facts['step_samples'] + facts['span_samples']
+  while len(audio) > facts['max_samples']:
+    yield audio[:size]
+    audio = audio[step:]
+  yield audio
 
 
 def main():

@@ -8,20 +8,19 @@ import onnx
 import onnxruntime
 
 from audio_mae_jax.export import onnx_graph
+from audio_mae_jax.export import program as program_lib
 
 FILE, SCRIPT = 'model.onnx', 'embed.py'
-# A protocol buffer ends at 2 GiB; tensors of more (ViT-H) get their own file.
-_WHOLE_BYTES = 2**31 - 2**27
 
 
 def write(program, folder, notes, lengths):
   del lengths  # any will do
   model = onnx_graph.build(
       program, {name: json.dumps(value) for name, value in notes.items()})
-  large = sum(x.nbytes for x in program.params.values()) > _WHOLE_BYTES
+  # More than one file holds (ViT-H): parameters get their own, beside it.
   onnx.save_model(
-      model, folder / FILE, save_as_external_data=large,
-      location=f'{FILE}.data')
+      model, folder / FILE, location=f'{FILE}.data',
+      save_as_external_data=program.num_bytes > program_lib.ONE_FILE_BYTES)
   onnx.checker.check_model(folder / FILE)
   shutil.copyfile(
       pathlib.Path(__file__).with_name('onnx_consumer.py'), folder / SCRIPT)

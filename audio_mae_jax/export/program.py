@@ -24,6 +24,8 @@ from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import pointwise
 
+# Protocol buffers and flatbuffers end at 2 GiB; there is more in a file.
+ONE_FILE_BYTES = 2**31 - 2**27
 _PARTS = ('encoder', 'fc_norm', 'head')  # of the parameters; not the decoder
 
 
@@ -81,11 +83,11 @@ class Program:
 
   def positions(self) -> np.ndarray:
     """float32 [1 + N, D], of the class token and of the longest clip's grid."""
-    width, patch = encoder_lib.sizes(self.config.model.encoder)[0], (
-        self.config.patch)
+    patch = self.config.patch
     if patch.positions == 'table':
       return np.asarray(patches_lib.look_up(
           jnp.asarray(self.params['encoder/positions']), self.grid, patch))
+    width = encoder_lib.sizes(self.config.model.encoder)[0]
     return patches_lib.position_table(self.grid, width, patch)
 
   @functools.cached_property
@@ -112,20 +114,25 @@ class Program:
               + (patch.size[0] + 1) // 2)
     return frontend.covered(frames, spec) - 1
 
+  @property
+  def num_bytes(self) -> int:
+    """Of the parameters."""
+    return sum(x.nbytes for x in self.params.values())
+
   def facts(self) -> dict:
-    """What a consumer has to know, in plain types."""
+    """What a consumer has to know, in plain types; sizes are in samples."""
     spec, patch = self.config.frontend, self.config.patch
-    middle = (patch.size[0] - 1) / 2 * spec.hop_ms + spec.window_ms / 2
+    step = patches_lib.resolve_stride(patch)[0]
     return {
         'sample_rate_hz': spec.sample_rate_hz,
         'min_samples': self.min_samples, 'max_samples': self.max_samples,
+        # Time step i is of `span_samples` from i * `step_samples` on.
+        'max_steps': self.grid[0],
+        'step_samples': (frontend.covered(step + 1, spec)
+                         - frontend.covered(1, spec)),
+        'span_samples': frontend.covered(patch.size[0], spec),
         'embedding_size': encoder_lib.sizes(self.config.model.encoder)[0],
-        'outputs': list(self.outputs),
-        # Times of what `frames` are of: the middle of the first, and the step.
-        'first_frame_s': middle / 1000,
-        'frame_step_s': (
-            patches_lib.resolve_stride(patch)[0] * spec.hop_ms / 1000),
-        'classes': list(self.classes),
+        'outputs': list(self.outputs), 'classes': list(self.classes),
         'multilabel': self.config.labels.multilabel}
 
 

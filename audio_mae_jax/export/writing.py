@@ -46,8 +46,11 @@ def write(weights: weights_lib.Weights, format: str, output, *,
   module = _module(format)
   weights_lib.check_absent(output)
   program = program_lib.make(weights, max_s)
-  lengths = _lengths(program, lengths_s)
-  facts = program.facts()
+  if format != 'onnx' and program.num_bytes > program_lib.ONE_FILE_BYTES:
+    raise ValueError(
+        f'The parameters take {program.num_bytes / 1e9:.1f} GB, and a file of '
+        f"{format} ends at 2 GiB. Use format 'onnx', which has two files then.")
+  lengths, facts = _lengths(program, lengths_s), program.facts()
   with weights_lib.writing(output) as place:
     place.mkdir()
     module.write(program, place, facts, lengths)
@@ -78,7 +81,8 @@ def _lengths(program, lengths_s):
   rate = program.config.frontend.sample_rate_hz
   least, most = program.min_samples, program.max_samples
   if not lengths_s:
-    return [max(least, most // part) for part in (1, 2, 4)]
+    return sorted({max(least, most // part) for part in (1, 2, 4)},
+                  reverse=True)
   found = sorted({int(length * rate) for length in lengths_s}, reverse=True)
   if found[-1] < least or found[0] > most:
     raise ValueError(
