@@ -44,8 +44,13 @@ MODELS = {
 }
 
 
-def weights_of(overrides=None):
+@functools.cache
+def weights_of(name):
   """Random ones, at a scale at which activations stay of order one."""
+  return _weights(MODELS[name])
+
+
+def _weights(overrides):
   weights = exchange.random_weights(overrides, tiny.MODEL)
   params = {name: x * np.float32(0.3) + np.float32(name.endswith('scale'))
             for name, x in weights.params.items()}
@@ -56,7 +61,7 @@ def weights_of(overrides=None):
 
 @functools.cache
 def recordings():
-  return report.clips(program_lib.make(weights_of()), 20_000)
+  return report.clips(program_of('pretrained'), 20_000)
 
 
 def real_audio(samples):
@@ -66,7 +71,7 @@ def real_audio(samples):
 
 @functools.cache
 def program_of(name):
-  return program_lib.make(weights_of(MODELS[name]))
+  return program_lib.make(weights_of(name))
 
 
 @functools.cache
@@ -89,7 +94,7 @@ def exported(format, program, folder, lengths=()):
 @pytest.mark.parametrize(
     'name', ['pretrained', 'classifier', 'class token, bare front end'])
 def test_the_program_is_the_model_on_a_clip_as_long_as_those_of_training(name):
-  weights = weights_of(MODELS[name] | {'model.dtype': 'float32'})
+  weights = _weights(MODELS[name] | {'model.dtype': 'float32'})
   config, params = weights.config, reference.nest(weights.params)
   program = program_lib.make(weights)
   audio = real_audio(frontend.covered(
@@ -116,7 +121,7 @@ def test_the_program_is_the_model_on_a_clip_as_long_as_those_of_training(name):
 
 
 def test_a_clip_has_as_many_steps_as_it_fills_by_half():
-  program = program_lib.make(weights_of())  # steps of 8 frames
+  program = program_of('pretrained')  # steps of 8 frames
   assert program.grid == (8, 8)
   steps = lambda samples: jax.eval_shape(program, jax.ShapeDtypeStruct(
       (1, samples), np.float32))['frames'].shape[1]
@@ -124,7 +129,7 @@ def test_a_clip_has_as_many_steps_as_it_fills_by_half():
   assert [steps(of(n)) for n in (1, 11, 12, 64)] == [1, 1, 2, 8]
   assert steps(program.max_samples) == 8
   assert program.max_samples == of(68) - 1  # 68 would fill half of the ninth
-  assert program_lib.make(weights_of(), 2.0).grid[0] == 25
+  assert program_lib.make(weights_of('pretrained'), 2.0).grid[0] == 25
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -169,7 +174,7 @@ def test_large_parameters_of_onnx_get_a_file_of_their_own(
       run(real_audio(5003))['embedding'],
       wanted('pretrained', 5003)['embedding'], rtol=0, atol=1e-4)
   with pytest.raises(ValueError, match="ends at 2 GiB. Use format 'onnx'"):
-    export.write(weights_of(), 'stablehlo', tmp_path / 'out')
+    export.write(weights_of('pretrained'), 'stablehlo', tmp_path / 'out')
 
 
 def test_stablehlo_needs_jax_alone_and_takes_any_batch_and_length(tmp_path):
@@ -204,7 +209,7 @@ def onnx_folder(tmp_path_factory):
   """What the command leaves, with the checkpoint that it was made from."""
   pytest.importorskip('onnxruntime')
   folder = tmp_path_factory.mktemp('onnx')
-  weights_lib.save(folder / 'weights', weights_of(MODELS['classifier']))
+  weights_lib.save(folder / 'weights', weights_of('classifier'))
   command.main(['--checkpoint', str(folder / 'weights'), '--format', 'onnx',
                 '--output', str(folder / 'out')])
   return folder
@@ -273,7 +278,7 @@ def test_what_disagrees_is_not_left(tmp_path, monkeypatch):
   monkeypatch.setattr(onnx_graph, '_mlp', lambda graph, own, x: x)
   with pytest.raises(ValueError, match=r'disagrees with the model: embedding '
                      r'of 11119 samples by .*, and 0.0001 is allowed'):
-    export.write(weights_of(), 'onnx', tmp_path / 'out')
+    export.write(weights_of('pretrained'), 'onnx', tmp_path / 'out')
   assert not list(tmp_path.iterdir())
 
 
@@ -284,21 +289,22 @@ def test_what_disagrees_is_not_left(tmp_path, monkeypatch):
     ({'max_s': 0.01}, 'shorter than one window'),
     ({'lengths_s': [0.5, 3.0]}, 'are not all between 0.025 and 0.6949 s'),
     ({'audio': ['missing.wav']}, 'no audio to compare with: missing.wav'),
-    ({'weights': weights_of(CLASSIFIER).part('encoder')},
+    ({'weights': weights_of('classifier').part('encoder')},
      'the encoder of a classifier without the norm'),
     ({'weights': weights_lib.Weights({}, tiny.config(tiny.MODEL), {})},
      'hold no encoder'),
 ])
 def test_what_cannot_be_exported_is_an_error(arguments, message, tmp_path):
-  arguments = {'weights': weights_of(), 'format': 'stablehlo'} | arguments
-  weights, format = arguments.pop('weights'), arguments.pop('format')
+  arguments = dict(arguments)
+  weights = arguments.pop('weights', weights_of('pretrained'))
+  format = arguments.pop('format', 'stablehlo')
   with pytest.raises(ValueError, match=re.escape(message)):
     export.write(weights, format, tmp_path / 'out', **arguments)
   assert not list(tmp_path.iterdir())
 
 
 def test_positions_that_end_limit_the_length(tmp_path):
-  weights = weights_of({'patch.positions': 'table'})
+  weights = weights_of('overlapping patches, table, another front end')
   with pytest.raises(ValueError, match='have no code for place'):
     export.write(weights, 'stablehlo', tmp_path / 'out', max_s=2.0)
 
@@ -310,12 +316,12 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
   with pytest.raises(ImportError, match=re.escape(
       "needs more libraries (import of onnxruntime halted; None in sys.modules)"
       ": pip install 'audio_mae_jax[onnx]'")):
-    export.write(weights_of(), 'onnx', tmp_path / 'out')
+    export.write(weights_of('pretrained'), 'onnx', tmp_path / 'out')
 
 
 def test_nothing_is_overwritten(tmp_path):
   with pytest.raises(ValueError, match='exists already'):
-    export.write(weights_of(), 'stablehlo', tmp_path)
+    export.write(weights_of('pretrained'), 'stablehlo', tmp_path)
 
 
 @pytest.mark.slow
