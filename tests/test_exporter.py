@@ -1,6 +1,7 @@
 """Hugging Face's layout."""
 
 import json
+import logging
 import re
 
 import exchange
@@ -79,7 +80,10 @@ def test_hugging_face_gets_a_classifier_of_the_class_token(tmp_path):
   assert back.config.model.classifier == weights.config.model.classifier
 
 
-def test_hugging_face_gets_the_front_end_if_it_has_it(tmp_path, caplog):
+def test_hugging_face_gets_the_front_end_if_it_has_it(
+    tmp_path, caplog, monkeypatch):
+  # A command that was tested before may have turned this off.
+  monkeypatch.setattr(logging.getLogger('audio_mae_jax'), 'propagate', True)
   weights = exchange.random_weights({'frontend.mean': -6.5})
   exporter.export_weights(weights, 'huggingface', tmp_path / 'hf')
   found = json.loads((tmp_path / 'hf' / 'preprocessor_config.json').read_text())
