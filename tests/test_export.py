@@ -4,7 +4,9 @@ import functools
 import importlib
 import json
 import os
+import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -336,3 +338,23 @@ def test_tensorflow_computes_what_the_model_does(format, name, tmp_path):
     for output, want in wanted(name, samples).items():
       np.testing.assert_allclose(
           got[output], want, rtol=0, atol=1e-4, err_msg=output)
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/export.md'])
+def test_documented_commands_are_ones(page):
+  text = (ROOT / page).read_text()
+  lines = re.findall(r'^python -m audio_mae_jax\.export (.*)$', text, re.M)
+  assert lines
+  for line in lines:
+    assert command.parser().parse_args(shlex.split(line)).format == 'onnx'
+
+
+def test_documented_facts_are_there():
+  text = (ROOT / 'docs' / 'export.md').read_text()
+  facts = program_of('classifier').facts()
+  for name in ('sample_rate_hz', 'min_samples', 'max_samples', 'span_samples',
+               'step_samples', 'max_steps', 'classes'):
+    assert name in facts and (name in text or name == 'classes')
