@@ -40,6 +40,11 @@ def num_frames(num_samples: int, spec: config.Frontend) -> int:
   return 1 + (num_samples - window) // hop
 
 
+def covered(frames: int, spec: config.Frontend) -> int:
+  """Samples under so many `frames`: the fewest that have them."""
+  return min_samples(spec) + (frames - 1) * _samples('hop_ms', 1, spec)
+
+
 def log_mel(waveform: jax.Array, spec: config.Frontend) -> jax.Array:
   """[B, S] -> [B, frames, F]: natural logarithm of the mel power spectrum."""
   if not jnp.issubdtype(waveform.dtype, jnp.floating):
@@ -70,7 +75,7 @@ def features(
   window, hop = min_samples(spec), _samples('hop_ms', 1, spec)
   # Not through num_frames: a clip without a frame is all padding here.
   frames_in_clip = (num_samples - window) // hop + 1
-  x = log_mel(waveform[:, :window + (spec.num_frames - 1) * hop], spec)
+  x = log_mel(waveform[:, :covered(spec.num_frames, spec)], spec)
   missing = spec.num_frames - x.shape[1]
   x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
   valid = jnp.arange(spec.num_frames) < frames_in_clip[:, None]

@@ -27,7 +27,7 @@ FLOORS = [
     ['train'],
     ['score'],
     ['modes'],
-    ['cli', 'measure', 'compile_for', 'convert', 'prepare',
+    ['cli', 'measure', 'compile_for', 'convert', 'export', 'prepare',
      'reconstruct'],
     ['main', 'benchmark'],
 ]
