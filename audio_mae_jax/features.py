@@ -198,8 +198,8 @@ def embedder(encoder, config: config_lib.Config, mesh: jax.sharding.Mesh,
       found['tokens'] = x[:, 1:].astype(jnp.float16)
     return found
 
-  return jax.jit(sharding.known(mesh, embed),
-                 out_shardings=sharding.replicated(mesh))
+  return sharding.jit(
+      mesh, embed, out_shardings=sharding.replicated(mesh))
 
 
 def fingerprint(config: config_lib.Config, params: dict[str, np.ndarray],

@@ -17,6 +17,7 @@ import numpy as np
 
 from audio_mae_jax import augment
 from audio_mae_jax import config
+from audio_mae_jax import devices
 from audio_mae_jax import registry
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -39,6 +40,11 @@ def num_frames(num_samples: int, spec: config.Frontend) -> int:
   return 1 + (num_samples - window) // hop
 
 
+def covered(frames: int, spec: config.Frontend) -> int:
+  """Samples under so many `frames`: the fewest that have them."""
+  return min_samples(spec) + (frames - 1) * _samples('hop_ms', 1, spec)
+
+
 def log_mel(waveform: jax.Array, spec: config.Frontend) -> jax.Array:
   """[B, S] -> [B, frames, F]: natural logarithm of the mel power spectrum."""
   if not jnp.issubdtype(waveform.dtype, jnp.floating):
@@ -47,6 +53,8 @@ def log_mel(waveform: jax.Array, spec: config.Frontend) -> jax.Array:
         f'in [-1, 1]. Divide 16-bit samples by 32768.')
   waveform = waveform.astype(jnp.float32)
   transform = registry.lookup(TRANSFORMS, spec.transform, 'frontend.transform')
+  if transform is None:
+    transform = TRANSFORMS[AUTO.get(devices.platform(), 'matmul')]
   power = transform(waveform, spec)
   mel = jnp.matmul(power, tables(spec).mel, precision=HIGHEST)
   return jnp.log(jnp.maximum(mel, spec.floor))
@@ -67,7 +75,7 @@ def features(
   window, hop = min_samples(spec), _samples('hop_ms', 1, spec)
   # Not through num_frames: a clip without a frame is all padding here.
   frames_in_clip = (num_samples - window) // hop + 1
-  x = log_mel(waveform[:, :window + (spec.num_frames - 1) * hop], spec)
+  x = log_mel(waveform[:, :covered(spec.num_frames, spec)], spec)
   missing = spec.num_frames - x.shape[1]
   x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
   valid = jnp.arange(spec.num_frames) < frames_in_clip[:, None]
@@ -160,11 +168,14 @@ def _rows(waveform, spec):
 
 
 def _fft(waveform, spec):
-  """[B, S] -> [B, frames, bins]: power spectrum, step by step as in Kaldi.
+  """[B, S] -> [B, frames, bins]: power spectrum, step by step as in Kaldi."""
+  # XLA would gather a batch that is split over CPUs or GPUs before a Fourier
+  # transform (openxla/xla issue 24), so that each did all the work.
+  return devices.split(
+      functools.partial(_fft_here, spec=spec), (waveform,), ())
 
-  For one device: before a Fourier transform XLA gathers a batch that is split
-  over CPUs or GPUs (openxla/xla issue 24), so that each does all the work.
-  """
+
+def _fft_here(waveform, spec):
   rows = _rows(waveform, spec)
   taps = tables(spec).dft.shape[0]
   frames = rows.shape[1] - taps + 1
@@ -208,7 +219,10 @@ def _matmul(waveform, spec):
   return real**2 + imag**2
 
 
-TRANSFORMS = {'matmul': _matmul, 'fft': _fft}  # docs/frontend.md compares
+# docs/frontend.md compares them.
+TRANSFORMS = {'auto': None, 'matmul': _matmul, 'fft': _fft}
+# What 'auto' stands for where that is not 'matmul'.
+AUTO = {'gpu': 'fft'}
 
 # By the phase, 0 at the first sample and 2 pi at the last (not periodic).
 WINDOWS = {

@@ -259,7 +259,8 @@ def _compiler(config, program, lowered, compiled):
 
 def _measure_prepare(options, program, batch, walls):
   """All of the step before the model, alone; inside it can only be cheaper."""
-  prepare = jax.jit(
+  prepare = sharding.jit(
+      program.mesh,
       lambda rng, batch: program.task.prepare(batch, rng, train=True),
       in_shardings=(None, program.batch_sharding))
   rng = jax.random.key(0)

@@ -10,8 +10,8 @@ from audio_mae_jax import config as config_lib
 FREE = (r'name', r'workdir', r'mesh\..*', r'checkpoint\..*', r'log\..*',
         r'data\.(root|train\.path|valid\..*|test\..*)',
         r'data\.(num_threads|prefetch_batches|on_bad|max_bad_fraction)',
-        r'model\.(remat|scan_layers|attention)', r'mode', r'folds',
-        r'probe\..*', r'labels\.metric')
+        r'model\.(remat|scan_layers|attention)', r'frontend\.transform',
+        r'mode', r'folds', r'probe\..*', r'labels\.metric')
 
 
 def of(config: config_lib.Config, data: dict, classes=()) -> dict:

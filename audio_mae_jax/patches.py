@@ -67,7 +67,9 @@ def patchify(spectrogram, patch: config_lib.Patch):
   if (st, sf) == (pt, pf):
     x = spectrogram.reshape(b, gt, pt, gf, pf).transpose(0, 1, 3, 2, 4)
   else:
-    times = np.arange(gt)[:, None] * st + np.arange(pt)  # [gt, pt]
+    # Of an export, the number of time steps may be a symbol.
+    steps = np.arange(gt) if isinstance(gt, int) else jnp.arange(gt)
+    times = steps[:, None] * st + np.arange(pt)  # [gt, pt]
     bins = np.arange(gf)[:, None] * sf + np.arange(pf)  # [gf, pf]
     x = spectrogram[:, times[:, None, :, None], bins[None, :, None, :]]
   return x.reshape(b, gt * gf, pt * pf)

@@ -55,9 +55,9 @@ def reconstruction(original, removed, reconstruction, path: str | os.PathLike,
       clip = slice(num_valid[column])
       x, gone = original[column, clip].T, removed[column, clip].T.astype(bool)
       merged = np.where(gone, reconstruction[column, clip].T, x)
-      scale = _scale(x)
-      seen = np.where(gone[..., None], np.uint8(GREY), _colours(x, scale))
-      rows = (_colours(x, scale), seen, _colours(merged, scale))
+      scale = scale_of(x)
+      seen = np.where(gone[..., None], np.uint8(GREY), colours(x, scale))
+      rows = (colours(x, scale), seen, colours(merged, scale))
       for row, pixels in enumerate(rows):
         _spectrogram(axes[row, column], pixels, frontend)
       axes[0, column].set_xlim(0, max(num_valid) * frontend.hop_ms / 1000)
@@ -162,21 +162,27 @@ def scatter(points, labels, path: str | os.PathLike, *,
     return _save(fig, path)
 
 
+def ticks(frontend: config.Frontend, num_bins: int) -> list[tuple[int, float]]:
+  """Round frequencies in Hz, and their places among the mel bins."""
+  nyquist = frontend.sample_rate_hz / 2
+  high_hz = frontend.high_hz + (nyquist if frontend.high_hz <= 0 else 0)
+  low, high = _mel(frontend.low_hz), _mel(high_hz)
+  # Filter i peaks at i + 1 of F + 1 equal parts of the band.
+  places = [(hz, (_mel(hz) - low) / (high - low) * (num_bins + 1) - 1)
+            for hz in _TICKS_HZ]
+  return [(hz, min(place, num_bins - 0.5)) for hz, place in places
+          if -0.5 <= place <= num_bins]
+
+
 def _spectrogram(axis, pixels, frontend):
   """Draws uint8 [F, T, 3], low frequencies at the bottom."""
   num_bins, num_frames = pixels.shape[:2]
   seconds = num_frames * frontend.hop_ms / 1000
   axis.imshow(pixels, origin='lower', aspect='auto',
               extent=(0, seconds, -0.5, num_bins - 0.5))
-  nyquist = frontend.sample_rate_hz / 2
-  high_hz = frontend.high_hz + (nyquist if frontend.high_hz <= 0 else 0)
-  low, high = _mel(frontend.low_hz), _mel(high_hz)
-  # Filter i peaks at i + 1 of F + 1 equal parts of the band.
-  ticks = [(hz, (_mel(hz) - low) / (high - low) * (num_bins + 1) - 1)
-           for hz in _TICKS_HZ]
-  ticks = [(hz, y) for hz, y in ticks if -0.5 <= y <= num_bins]
-  axis.set_yticks([min(y, num_bins - 0.5) for _, y in ticks],
-                  [f'{hz / 1000:g}' for hz, _ in ticks])
+  places = ticks(frontend, num_bins)
+  axis.set_yticks([place for _, place in places],
+                  [f'{hz / 1000:g}' for hz, _ in places])
   axis.set_ylim(-0.5, num_bins - 0.5)
   for spine in axis.spines.values():
     spine.set_visible(False)
@@ -193,14 +199,14 @@ def _num_valid(x, frontend):
   return valid[-1] + 1 if len(valid) else len(x)
 
 
-def _scale(x):
+def scale_of(x) -> tuple[float, float]:
   """Ends of the colour scale of a clip: without its outliers, never equal."""
   low, high = np.percentile(x, (1, 99.8))
   return low, max(high, low + 1e-3)
 
 
-def _colours(x, scale):
-  """[F, T] -> uint8 [F, T, 3]."""
+def colours(x, scale) -> np.ndarray:
+  """[...] -> uint8 [..., 3], from one end of `scale` to the other."""
   import matplotlib
   low, high = scale
   scaled = np.clip((x - low) / (high - low), 0, 1)

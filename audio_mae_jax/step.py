@@ -7,6 +7,7 @@ update -- so that only waveforms travel to the devices.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -103,6 +104,7 @@ def build(config: config_lib.Config, steps_per_epoch: int,
   shapes = jax.eval_shape(init)
   placed = sharding.state(mesh, shapes)
   rows, whole = sharding.batch(mesh), sharding.replicated(mesh)
+  jit = functools.partial(sharding.jit, mesh)
   return Program(
       task=task, mesh=mesh, steps_per_epoch=steps_per_epoch, total_steps=steps,
       learning_rate=learning_rate,
@@ -110,15 +112,15 @@ def build(config: config_lib.Config, steps_per_epoch: int,
           lambda leaf, place: jax.ShapeDtypeStruct(
               leaf.shape, leaf.dtype, sharding=place), shapes, placed),
       init=_from(jax.jit(init, out_shardings=placed)),
-      train_step=jax.jit(
-          sharding.known(mesh, _train_step(config, task, tx, learning_rate)),
+      train_step=jit(
+          _train_step(config, task, tx, learning_rate),
           in_shardings=(placed, rows), out_shardings=(placed, whole),
           donate_argnums=0),
-      eval_step=jax.jit(
-          sharding.known(mesh, _eval_step(config, task)),
+      eval_step=jit(
+          _eval_step(config, task),
           in_shardings=(placed.params, rows, None), out_shardings=whole),
-      picture=task.picture and jax.jit(
-          sharding.known(mesh, _picture(config, task)),
+      picture=task.picture and jit(
+          _picture(config, task),
           in_shardings=(placed.params, rows), out_shardings=whole))
 
 

@@ -185,10 +185,14 @@ def _settings(folder):
 
 def typed(settings) -> config_lib.Config:
   """Settings that lie beside weights, for any device: what computes attention
-  is a choice for the devices of a run, and not one of the model's."""
+  and spectra is a choice for the devices of a run, and not of the model's."""
   config = config_lib.typed(settings)
-  return dataclasses.replace(config, model=dataclasses.replace(
-      config.model, attention=config_lib.Model().attention))
+  default = config_lib.Config()
+  return dataclasses.replace(
+      config, model=dataclasses.replace(
+          config.model, attention=default.model.attention),
+      frontend=dataclasses.replace(
+          config.frontend, transform=default.frontend.transform))
 
 
 def _typed(settings, folder):

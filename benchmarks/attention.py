@@ -69,33 +69,38 @@ def cases(options):
   return found
 
 
-def with_gradients(run, arrays):
-  """Function of `arrays`: the result, and gradients of a weighted sum."""
-  qkv = arrays[0]
-  shape = (*qkv.shape[:-1], qkv.shape[-1] // 3)
-  weight = jnp.asarray(np.random.default_rng(3).normal(size=shape), qkv.dtype)
+def with_gradients(run):
+  """Function of weights and arrays: the result, and gradients of its sum with
+  the weights."""
 
-  def both(*arrays):
+  def both(weight, *arrays):
     y, back = jax.vjp(run, *arrays)
-    return y, *back(weight)
+    return y, *back(weight.astype(y.dtype))
 
   return both
 
 
 def compile_all(case, dtype):
-  """{name: programs and their error; or why it was 'refused' or 'failed'}."""
+  """{name: programs with arrays, and their error; or why it was 'refused' or
+  'failed'}."""
   implementations, arrays = case
   rounded = (arrays[0].astype(dtype), *arrays[1:])
   reference = next(iter(implementations.values()))
   exact = (rounded[0].astype(jnp.float32), *arrays[1:])
-  want = jax.jit(with_gradients(reference, exact))(*exact)
+  # An argument of the programs: XLA would compute with a constant, for minutes.
+  shape = (*arrays[0].shape[:-1], arrays[0].shape[-1] // 3)
+  weight = jnp.asarray(np.random.default_rng(3).normal(size=shape), dtype)
+  want = jax.jit(with_gradients(reference))(weight, *exact)
   found = {}
   for name, run in implementations.items():
     try:
-      compiled = {part: jax.jit(program).lower(*rounded).compile()
-                  for part, program in zip(
-                      PARTS, (run, with_gradients(run, rounded)))}
-      got = compiled[PARTS[1]](*rounded)
+      compiled = {
+          part: (jax.jit(program).lower(*given).compile(), given)
+          for part, program, given in zip(
+              PARTS, (run, with_gradients(run)),
+              (rounded, (weight, *rounded)))}
+      program, given = compiled[PARTS[1]]
+      got = program(*given)
       # Not `max` of Python, which may pass a NaN over.
       found[name] = compiled | {
           'error': float(np.max([*map(distance, got, want)]))}
@@ -106,7 +111,7 @@ def compile_all(case, dtype):
       else:
         traceback.print_exc()
         found[name] = {'failed': why}
-  return found, rounded
+  return found
 
 
 def refused(name: str, error: Exception) -> bool:
@@ -122,13 +127,13 @@ def distance(a, b):
   return float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
 
 
-def rounds(compiled, arrays, count):
+def rounds(compiled, count):
   """Seconds of each, [rounds]: all in turn. On a CPU, of all its threads."""
   clock = (time.process_time if jax.default_backend() == 'cpu' else
            time.perf_counter)
   times = {name: [] for name in compiled}
   for number in range(count + 1):
-    for name, program in compiled.items():
+    for name, (program, arrays) in compiled.items():
       begin = clock()
       jax.block_until_ready(program(*arrays))
       if number:  # the first warms up
@@ -136,7 +141,7 @@ def rounds(compiled, arrays, count):
   return {name: np.array(x) for name, x in times.items()}
 
 
-def report(case, found, arrays, options):
+def report(case, found, options):
   """Prints a table of the case, and gives its figures."""
   runs = {k: v for k, v in found.items() if 'error' in v}
   result = {k: v for k, v in found.items() if k not in runs}
@@ -148,10 +153,11 @@ def report(case, found, arrays, options):
   for part in PARTS if runs else ():
     print(f'  {part:34}    ms  over {reference} (quartiles)   MB    GFLOP  '
           'temporary MB  error')
-    times = rounds({name: x[part] for name, x in runs.items()}, arrays,
-                   options.rounds)
+    times = rounds(
+        {name: x[part] for name, x in runs.items()}, options.rounds)
     for name, x in runs.items():
-      cost, memory = x[part].cost_analysis() or {}, x[part].memory_analysis()
+      program, _ = x[part]
+      cost, memory = program.cost_analysis() or {}, program.memory_analysis()
       row = {
           'ms': 1e3 * float(np.median(times[name])),
           'ratio': np.quantile(
@@ -186,8 +192,7 @@ def main(argv=None):
         'nothing of what is inside of kernels')
   results = {}
   for name, case in cases(options).items():
-    found, arrays = compile_all(case, options.dtype)
-    results[name] = report(name, found, arrays, options)
+    results[name] = report(name, compile_all(case, options.dtype), options)
   if options.output:
     pathlib.Path(options.output).write_text(json.dumps(
         {'device': device.device_kind, 'jax': jax.__version__,

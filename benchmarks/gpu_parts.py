@@ -24,7 +24,6 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import measure
 from audio_mae_jax.data import sources
 from audio_mae_jax.models import attention as attention_lib
-from benchmarks import train_step
 from benchmarks import work
 
 # To compare ways of attention, a few blocks are enough: they compile faster.
@@ -150,6 +149,7 @@ def against_torch(args):
     yield 'ratios', {'error': 'torch is not installed'}
     return
   from benchmarks import torch_audio_mae
+  from benchmarks import train_step
   yield attempt('ratios', train_step.main, [
       f'--task={args.task}', *work.flags(args), f'--rounds={args.rounds}',
       f'--steps={args.steps}', '--torch_transform=matmul', '--windows',

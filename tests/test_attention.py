@@ -213,7 +213,7 @@ def test_on_several_devices_the_kernel_works_on_the_clips_of_each():
 
 
 @pytest.mark.parametrize('platform, together', [
-    ('tpu', 8), ('gpu', 1), ('cpu', 1)])
+    ('tpu', 8), ('gpu', 0), ('cpu', 1)])
 def test_the_platform_is_that_of_the_devices_made_known(platform, together):
   mesh = jax.sharding.AbstractMesh(
       (1, 1), ('data', 'fsdp'), abstract_device=jax.sharding.AbstractDevice(
@@ -222,9 +222,24 @@ def test_the_platform_is_that_of_the_devices_made_known(platform, together):
   with jax.sharding.use_abstract_mesh(mesh):
     text = str(jax.make_jaxpr(
         lambda *args: attention.windows(args[0], 16, *args[1:], mask))(*arrays))
-  tokens = 16 * together
-  assert f'f32[2,{32 // together},16,{tokens},{tokens}]' in text
+  assert ('pallas_call' in text) == (platform == 'gpu')
+  if together:
+    tokens = 16 * together
+    assert f'f32[2,{32 // together},16,{tokens},{tokens}]' in text
   assert 'platform_index' not in text and 'cond' not in text
+
+
+@pytest.mark.parametrize('kind, dtype, fused', [
+    ('NVIDIA H100', 'bfloat16', True), ('NVIDIA H100', 'float32', False),
+    ('AMD Instinct MI300X', 'bfloat16', False)])
+def test_auto_takes_cudnn_where_it_works(kind, dtype, fused, monkeypatch):
+  monkeypatch.setitem(attention.FULL, 'cudnn', lambda qkv, heads: None)
+  mesh = jax.sharding.AbstractMesh(
+      (1, 1), ('data', 'fsdp'), abstract_device=jax.sharding.AbstractDevice(
+          device_kind=kind, num_cores=None, platform='gpu'))
+  with jax.sharding.use_abstract_mesh(mesh):
+    found = attention.full(jnp.zeros((2, 16, 96), dtype), 2)
+  assert (found is None) == fused
 
 
 @pytest.mark.parametrize('overrides, message', [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 
+from audio_mae_jax import frontend
 from audio_mae_jax import losses
 from audio_mae_jax import masking
 from audio_mae_jax import patches
@@ -19,6 +20,8 @@ from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.convert import exporter
 from audio_mae_jax.convert import files
 from audio_mae_jax.convert import importer
+from audio_mae_jax.export import program as program_lib
+from audio_mae_jax.export import report
 from audio_mae_jax.models import classifier
 from audio_mae_jax.models import encoder
 from audio_mae_jax.models import mae
@@ -77,6 +80,28 @@ def test_a_vit_of_hugging_face_computes_what_the_encoder_does(layout, tmp_path):
     want = model(torch.from_numpy(x[:, None])).last_hidden_state.numpy()
   got = ours(encoder.make, weights, x, 'encoder')
   np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+
+
+def test_hugging_face_goes_from_audio_to_tokens(tmp_path):
+  weights = small({'frontend.mean': -6.5, 'frontend.std': 4.75})
+  exporter.export_weights(
+      weights, 'huggingface', tmp_path / 'hf', part='encoder')
+  extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / 'hf')
+  assert isinstance(extractor, transformers.ASTFeatureExtractor)
+  model = transformers.AutoModel.from_pretrained(tmp_path / 'hf').eval()
+  program = program_lib.make(weights)
+  audio = report.clips(program, 33_000)  # 204 of 256 frames
+  inputs = extractor(list(audio), sampling_rate=16000, return_tensors='np')
+  features = frontend.features(
+      audio, np.full(len(audio), audio.shape[1]), weights.config.frontend)
+  # What two front ends in float32 differ by in quiet cells (frontend.md).
+  np.testing.assert_allclose(
+      inputs['input_values'], features, rtol=0, atol=2e-3)
+  with torch.no_grad():
+    got = model(torch.from_numpy(inputs['input_values'])[:, None].float())
+  want = ours(encoder.make, weights, np.asarray(features), 'encoder')
+  np.testing.assert_allclose(
+      got.last_hidden_state.numpy(), want, rtol=0, atol=1e-3)
 
 
 def test_a_classifier_of_hugging_face_computes_what_ours_does(tmp_path):

@@ -1,5 +1,7 @@
 """Hugging Face's layout."""
 
+import json
+import logging
 import re
 
 import exchange
@@ -76,6 +78,22 @@ def test_hugging_face_gets_a_classifier_of_the_class_token(tmp_path):
   back = importer.import_weights(tmp_path / 'hf')
   exchange.assert_same_bits(back.params, weights.params)
   assert back.config.model.classifier == weights.config.model.classifier
+
+
+def test_hugging_face_gets_the_front_end_if_it_has_it(
+    tmp_path, caplog, monkeypatch):
+  # A command that was tested before may have turned this off.
+  monkeypatch.setattr(logging.getLogger('audio_mae_jax'), 'propagate', True)
+  weights = exchange.random_weights({'frontend.mean': -6.5})
+  exporter.export_weights(weights, 'huggingface', tmp_path / 'hf')
+  found = json.loads((tmp_path / 'hf' / 'preprocessor_config.json').read_text())
+  assert found['feature_extractor_type'] == 'ASTFeatureExtractor'
+  assert (found['max_length'], found['mean']) == (256, -6.5)
+  with caplog.at_level('WARNING', 'audio_mae_jax'):
+    assert not exporter.feature_extractor_config(exchange.random_weights(
+        {'frontend.window': 'hamming', 'frontend.hop_ms': 20.0}).config)
+  assert ("no feature extractor of transformers has frontend.hop_ms=20.0, "
+          "frontend.window='hamming'") in caplog.text
 
 
 @pytest.mark.parametrize('spelling', ['in memory', 'as written by 5.23'])

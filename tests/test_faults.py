@@ -340,11 +340,14 @@ def test_a_clock_that_differs_changes_nothing(launch, end, tmp_path):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(launch, end, tmp_path):
-  with launch(tmp_path, '--config.log.every_steps=2', count=1) as first:
-    assert first.until(reaches(first, 2))
+  with launch(tmp_path, count=1) as first:
+    assert first.until(reaches(first, 1))
+    # It would be done before the second one has begun.
+    first.processes[0].send_signal(signal.SIGSTOP)
     with launch(tmp_path) as second:
       assert second.wait(ENDED_S) == [1, 1]
       assert 'Another process is training in' in second.told(0)
+    first.processes[0].send_signal(signal.SIGCONT)
     first.finish()
   assert processes.fingerprint(tmp_path, LAST) == end(1)[0]
 

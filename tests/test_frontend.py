@@ -12,7 +12,9 @@ import pytest
 
 from audio_mae_jax import augment
 from audio_mae_jax import config
+from audio_mae_jax import devices
 from audio_mae_jax import frontend
+from audio_mae_jax import sharding
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden' / 'frontend.npz')
 TRANSFORMS = ('fft', 'matmul')
@@ -310,6 +312,30 @@ def test_precision_is_float32_whatever_the_defaults(transform):
 
 
 @pytest.mark.parametrize('transform', TRANSFORMS)
+def test_each_device_transforms_its_own_clips(transform):
+  mesh = sharding.make_mesh(config.Mesh(), 8)
+  spec = config.Frontend(transform=transform, num_frames=20)
+  rows = sharding.batch(mesh)
+  program = sharding.jit(
+      mesh, lambda x: frontend.log_mel(x, spec), in_shardings=rows,
+      out_shardings=rows).lower(jnp.zeros((16, 4000))).compile()
+  assert 'all-' not in program.as_text()
+  x = np.random.default_rng(0).normal(size=(16, 4000)).astype(np.float32)
+  np.testing.assert_allclose(
+      program(jax.device_put(x, rows)), frontend.log_mel(x, spec), atol=2e-4)
+
+
+@pytest.mark.parametrize('platform, transform', [
+    ('gpu', 'fft'), ('tpu', 'matmul'), ('cpu', 'matmul'), (None, 'matmul')])
+def test_auto_is_what_suits_the_devices(platform, transform, monkeypatch):
+  monkeypatch.setattr(devices, 'platform', lambda: platform)
+  text = lambda name: str(jax.make_jaxpr(lambda x: frontend.log_mel(
+      x, config.Frontend(transform=name)))(jnp.zeros((1, 4000))))
+  assert text('auto') == text(transform)
+  assert ('fft' in text('auto')) == (transform == 'fft')
+
+
+@pytest.mark.parametrize('transform', TRANSFORMS)
 def test_gradients_are_finite(transform):
   spec = config.Frontend(transform=transform, num_frames=20)
   waveform = np.stack([read('speech_1s')[:3000], np.zeros(3000, np.float32)])
@@ -340,7 +366,7 @@ def test_a_sharded_batch_needs_no_communication():
 @pytest.mark.parametrize('samples, settings, message', [
     (399, {}, r'399 samples .* 400 samples are needed \(25 ms at 16000 Hz\)'),
     (800, dict(sample_rate_hz=44100), '1102 samples are needed .*44100 Hz'),
-    (800, dict(transform='dct'), "'dct' is not known.*matmul, fft"),
+    (800, dict(transform='dct'), "'dct' is not known.*auto, matmul, fft"),
     (800, dict(window='han'), "'han' is not known. Did you mean 'hann'"),
     (800, dict(low_hz=9000.0), 'band of 9000 to 8000 Hz'),
     (800, dict(high_hz=9000.0), 'at or below 8000 Hz'),

@@ -1,6 +1,8 @@
 """The measurement of one GPU: what is measured when, and what is kept."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -190,3 +192,9 @@ def test_the_table_has_all_that_was_measured():
       '| input: WAV, waiting for it | under 3 % | 1.00%, 1890 clips/s |',
       '| input: records |  | no disk |',
       '| finetune |  | not done after 60 s |'}
+
+
+def test_without_torch_the_rest_is_measured():
+  code = ("import sys; sys.modules['torch'] = None\n"
+          'from benchmarks import gpu_parts')
+  subprocess.run([sys.executable, '-c', code], cwd=work.ROOT, check=True)

@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'audio_mae_jax'
 # from those below. Entries name a module or a folder.
 FLOORS = [
     ['config', 'registry', 'trees', 'fingerprint', 'record', 'meta',
-     'compare', 'metrics', 'distributed', 'storage', 'lease'],
+     'compare', 'metrics', 'devices', 'distributed', 'storage', 'lease'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
     ['flops', 'hlo', 'optim', 'sharding', 'data', 'pictures', 'writer',
@@ -27,7 +27,8 @@ FLOORS = [
     ['train'],
     ['score'],
     ['modes'],
-    ['cli', 'measure', 'compile_for', 'convert', 'prepare'],
+    ['cli', 'measure', 'compile_for', 'convert', 'export', 'prepare',
+     'reconstruct'],
     ['embed'],
     ['main', 'benchmark', 'hear', 'xares_encoder'],
 ]

@@ -64,20 +64,85 @@ def test_a_constant_row_has_finite_gradients():
   assert all(np.isfinite(x).all() for x in found)
 
 
-@pytest.mark.parametrize('fn', [
-    pointwise.gelu,
-    lambda x: pointwise.layer_norm(x, jnp.ones(64), jnp.zeros(64))],
-    ids=['gelu', 'layer_norm'])
-def test_bfloat16_is_rounded_once(fn):
+def test_bfloat16_is_rounded_once():
+  norm = lambda x: pointwise.layer_norm(x, jnp.ones(64), jnp.zeros(64))
   x = jax.random.normal(jax.random.key(2), (4, 64)).astype(jnp.bfloat16)
   wide = x.astype(jnp.float32)
-  found = fn(x)
+  found = norm(x)
   assert found.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(found, fn(wide).astype(jnp.bfloat16))
-  (back,), (want,) = gradients(fn, x), gradients(fn, wide)
+  np.testing.assert_array_equal(found, norm(wide).astype(jnp.bfloat16))
+  (back,), (want,) = gradients(norm, x), gradients(norm, wide)
   assert back.dtype == jnp.bfloat16
   np.testing.assert_allclose(
       back.astype(np.float32), want, rtol=2**-8, atol=2**-8)
+
+
+def test_gelu_in_bfloat16_is_off_by_little_more_than_its_rounding():
+  """By 4.3e-5 of what it is, far out too, where it is nearly nothing."""
+  x = jnp.linspace(-12, 12, 20001).astype(jnp.bfloat16)
+  exact = np.asarray(x, np.float64)
+  cumulated = scipy.special.ndtr(exact)
+  found, slope = pointwise._gelu(x.astype(jnp.float32), rough=True)
+  np.testing.assert_allclose(found, exact * cumulated, rtol=5e-5, atol=1e-36)
+  density = np.exp(-exact**2 / 2) / np.sqrt(2 * np.pi)
+  np.testing.assert_allclose(slope, cumulated + exact * density, atol=3e-5)
+  np.testing.assert_allclose(
+      np.asarray(pointwise.gelu(x), np.float64), exact * cumulated,
+      rtol=2**-8 + 5e-5, atol=1e-36)
+  back = jax.vmap(jax.grad(pointwise.gelu))(x)
+  np.testing.assert_allclose(
+      np.asarray(back, np.float64), slope, rtol=2**-8, atol=2e-6)
+
+
+def test_a_sum_with_the_norm_is_rounded_once(norm):
+  x, scale, bias = norm
+  add = jax.random.normal(jax.random.key(3), x.shape)
+  found = pointwise.layer_norm(x, scale, bias, add)
+  want = pointwise.layer_norm(x, scale, bias) + add
+  np.testing.assert_array_equal(found, want)
+  low = [y.astype(jnp.bfloat16) for y in (x, add)]
+  np.testing.assert_array_equal(
+      pointwise.layer_norm(low[0], scale, bias, low[1]),
+      pointwise.layer_norm(
+          *(y.astype(jnp.float32) for y in (low[0], scale, bias, low[1]))
+      ).astype(jnp.bfloat16))
+
+
+def layers(dtype):
+  """An input, and the kernel and bias of two layers."""
+  keys = jax.random.split(jax.random.key(4), 5)
+  draw = lambda key, *shape: jax.random.normal(key, shape)
+  return (draw(keys[0], 3, 5, 8).astype(dtype),
+          draw(keys[1], 8, 32).astype(dtype), draw(keys[2], 32),
+          draw(keys[3], 32, 8).astype(dtype), draw(keys[4], 8))
+
+
+def test_mlp_has_values_and_gradients_of_its_parts():
+  args = layers(jnp.float32)
+  mlp = lambda x, k1, b1, k2, b2: pointwise.mlp(x, (k1, b1), (k2, b2))
+  parts = lambda x, k1, b1, k2, b2: jax.nn.gelu(
+      x @ k1 + b1, approximate=False) @ k2 + b2
+  np.testing.assert_allclose(mlp(*args), parts(*args), rtol=1e-5, atol=1e-5)
+  for found, want in zip(gradients(mlp, *args), gradients(parts, *args)):
+    np.testing.assert_allclose(
+        found, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+def test_gradients_of_biases_are_sums_in_float32():
+  """4096 ones: bfloat16 cannot count beyond 256."""
+  x = jnp.zeros((64, 64, 8), jnp.bfloat16)
+  _, k1, b1, k2, b2 = layers(jnp.bfloat16)
+  total = lambda y: y.astype(jnp.float32).sum()
+  of_b1, of_b2 = jax.grad(
+      lambda b1, b2: total(pointwise.mlp(x, (k1, b1), (k2, b2))), (0, 1))(
+          jnp.full_like(b1, 9), b2)
+  np.testing.assert_array_equal(of_b2, 4096)
+  of_b = jax.grad(lambda b: total(pointwise.affine(x, k1, b)))(b1)
+  np.testing.assert_array_equal(of_b, 4096)
+  # Far out GELU's slope is 1: each counts what fc2's rows sum up to.
+  rows = k2.astype(jnp.float32).sum(1).astype(jnp.bfloat16)
+  np.testing.assert_allclose(
+      of_b1, 4096 * rows.astype(np.float32), rtol=2**-7, atol=4096 * 2**-7)
 
 
 @pytest.mark.parametrize('fn', [

@@ -7,6 +7,7 @@ import logging
 import jax.numpy as jnp
 import numpy as np
 
+from audio_mae_jax import config as config_lib
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import registry
 from audio_mae_jax import weights as weights_lib
@@ -59,6 +60,10 @@ def export_weights(
       files.write(place / 'model.safetensors', tensors, notes(weights))
       settings = {**settings, 'dtype': dtype}
       (place / 'config.json').write_text(json.dumps(settings, indent=2) + '\n')
+      extractor = feature_extractor_config(weights.config)
+      if extractor:
+        (place / 'preprocessor_config.json').write_text(
+            json.dumps(extractor, indent=2) + '\n')
     return tensors
   layout = names.RELEASED if format == 'official' else names.ENCODER
   tensors = _cast(tensors_of(weights, layout), number)
@@ -178,6 +183,32 @@ def hugging_face_config(weights: weights_lib.Weights) -> dict:
         'id2label': {str(i): f'LABEL_{i}' for i in range(classes)},
         'label2id': {f'LABEL_{i}': i for i in range(classes)}}
   return settings
+
+
+def feature_extractor_config(config: config_lib.Config) -> dict:
+  """preprocessor_config.json of the class that has this front end, AST's.
+
+  Empty, with a warning, if it has another one: it knows no other windows,
+  lengths of frames, or filters.
+  """
+  front = config.frontend
+  free = ('num_mel_bins', 'num_frames', 'mean', 'std', 'transform')
+  fixed = dataclasses.replace(
+      config_lib.Frontend(), **{name: getattr(front, name) for name in free})
+  differs = config_lib.differences(
+      dataclasses.asdict(fixed), dataclasses.asdict(front))
+  if differs:
+    _log.warning(
+        'The folder has no preprocessor_config.json: no feature extractor of '
+        'transformers has %s. Compute spectrograms with this package '
+        '(frontend.features).', ', '.join(
+            f'frontend.{name}={new!r}' for name, _, new in differs))
+    return {}
+  return {
+      'feature_extractor_type': 'ASTFeatureExtractor', 'feature_size': 1,
+      'sampling_rate': front.sample_rate_hz, 'num_mel_bins': front.num_mel_bins,
+      'max_length': front.num_frames, 'do_normalize': True, 'mean': front.mean,
+      'std': front.std, 'padding_value': 0.0, 'return_attention_mask': False}
 
 
 def _check_hugging_face(config, groups):

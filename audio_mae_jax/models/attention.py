@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audio_mae_jax import devices
+
 
 def full(qkv, heads: int, name: str = 'auto', lengths=None):
   """Softmax attention of all tokens to all, [B, L, 3 D] -> [B, L, D].
@@ -24,6 +26,10 @@ def full(qkv, heads: int, name: str = 'auto', lengths=None):
   With `lengths` int32 [B], only to the first so many of a clip's; what the
   tokens behind them get means nothing.
   """
+  if name == 'auto' and CHOICES[AUTO.get(devices.platform(), 'xla')][0] == (
+      'cudnn') and not (devices.has_cudnn_attention()
+                        and cudnn_refuses(qkv, heads) is None):
+    name = 'xla'
   arrays = (qkv,) if lengths is None else (qkv, lengths)
   return _run(
       FULL, name, lambda run, qkv, *lengths: run(qkv, heads, *lengths), *arrays)
@@ -46,15 +52,9 @@ def windows(qkv, heads: int, bias, tau, mask=None, name: str = 'auto'):
           qkv, heads, bias, jnp.maximum(tau, 0.01), mask), qkv, bias, tau)
 
 
-def platform() -> str | None:
-  """Of the devices that the caller makes known (`sharding.known`), if any."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device and device.platform
-
-
 def _run(table, name, call, *arrays):
   """`call(implementation, *arrays)` with the one that `name` stands for."""
-  kind, known = (FULL, WINDOWS).index(table), platform()
+  kind, known = (FULL, WINDOWS).index(table), devices.platform()
 
   def of(name):
     choice = CHOICES[name][kind]
@@ -71,7 +71,8 @@ def _run(table, name, call, *arrays):
   if known:
     return of(AUTO.get(known, 'xla'))(*arrays)
   choices = {where: of(name) for where, name in AUTO.items()
-             if CHOICES[name][kind] != CHOICES['xla'][kind]}
+             if CHOICES[name][kind] != CHOICES['xla'][kind]
+             and name not in OF_GPUS}
   if not choices:
     return of('xla')(*arrays)
   # A program for any platform, as of an export, holds what each would take.
@@ -123,18 +124,24 @@ def dot_product_full(qkv, heads, implementation: str, lengths=None):
   return out if behind is None else jnp.where(behind[..., None], 0, out)
 
 
-def _check_cudnn(qkv, heads):
-  """Raises ValueError for what cuDNN's fused attention does not take."""
+def cudnn_refuses(qkv, heads) -> str | None:
+  """What keeps cuDNN's fused attention from a projection, and the remedy."""
   channels = qkv.shape[-1] // (3 * heads)
   if qkv.dtype not in (jnp.bfloat16, jnp.float16):
-    raise ValueError(
+    return (
         f'model.attention=cudnn computes in bfloat16, and model.dtype is '
         f'{qkv.dtype}. Set model.dtype=bfloat16, or model.attention=auto.')
   if channels % 8 or channels > 128:
-    raise ValueError(
+    return (
         'model.attention=cudnn takes heads of at most 128 channels and a '
         f'multiple of 8, not {channels}. Set another number of heads, or '
         'model.attention=auto.')
+  return None
+
+
+def _check_cudnn(qkv, heads):
+  if why := cudnn_refuses(qkv, heads):
+    raise ValueError(why)
 
 
 def windows_at_once(windows: int, patches: int) -> int:
@@ -258,6 +265,6 @@ CHOICES = {
     'cudnn_pallas': ('cudnn', 'pallas'),
 }
 OF_GPUS = ('cudnn', 'pallas', 'cudnn_pallas')
-# What 'auto' stands for where that is not 'xla'. On GPUs nothing was measured
-# yet; benchmarks/attention.py compares them all.
-AUTO = {'tpu': 'blocks'}
+# What 'auto' stands for where that is not 'xla'; all tokens fall back on 'xla'
+# where cuDNN does not take them. docs/performance.md has what was measured.
+AUTO = {'gpu': 'cudnn_pallas', 'tpu': 'blocks'}

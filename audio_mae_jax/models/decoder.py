@@ -7,6 +7,7 @@ its settings; the paper compares the three in table 1c.
 """
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from audio_mae_jax import config as config_lib
@@ -14,6 +15,20 @@ from audio_mae_jax import registry
 from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import layers
 from audio_mae_jax.models import window as window_lib
+
+
+@jax.custom_vjp
+def reorder(x, ids):
+  """[B, N, D] -> the same: row `ids[b, n]` of each clip, a permutation.
+
+  The way back is another one, and not a sum over rows that may meet.
+  """
+  return jnp.take_along_axis(x, ids[..., None], axis=1)
+
+
+reorder.defvjp(
+    lambda x, ids: (reorder(x, ids), ids),
+    lambda ids, gradient: (reorder(gradient, jnp.argsort(ids, axis=1)), None))
 
 
 class Tokens(nn.Module):
@@ -31,7 +46,7 @@ class Tokens(nn.Module):
     missing = jnp.broadcast_to(
         token, (b, n + 1 - x.shape[1], self.width)).astype(self.dtype)
     patches = jnp.concatenate([x[:, 1:], missing], axis=1)
-    patches = jnp.take_along_axis(patches, restore_ids[..., None], axis=1)
+    patches = reorder(patches, restore_ids)
     x = jnp.concatenate([x[:, :1], patches], axis=1)
     table = layers.positions(self, grid, self.width, self.patch)
     return x + jnp.broadcast_to(table, x.shape).astype(self.dtype)

@@ -33,27 +33,20 @@ def whole(x):
 
 
 class Dense(nn.Module):
-  """[..., D] -> [..., features], the product in `dtype`.
-
-  With `activation`, of what that makes of the input; the way back makes it
-  again, and the input alone is kept.
-  """
+  """[..., D] -> [..., features], the product in `dtype`."""
   features: int
   dtype: jnp.dtype
   bias_init: Callable = nn.initializers.zeros
-  activation: Callable | None = None
+
+  def __call__(self, x):
+    return pointwise.affine(x.astype(self.dtype), *self.weights(x.shape[-1]))
 
   @nn.compact
-  def __call__(self, x):
-    kernel = self.param('kernel', XAVIER, (x.shape[-1], self.features))
+  def weights(self, channels: int):
+    """[channels, features] in `dtype` and float32 [features]."""
+    kernel = self.param('kernel', XAVIER, (channels, self.features))
     bias = self.param('bias', self.bias_init, (self.features,))
-    product = jnp.matmul
-    if self.activation:
-      product = jax.checkpoint(lambda x, k: self.activation(x) @ k)
-    y = product(x.astype(self.dtype), whole(kernel.astype(self.dtype)))
-    # In float32 for the way back: the bias' gradient is a sum over all tokens,
-    # and XLA may add bfloat16 to bfloat16, one by one (40 % off in windows).
-    return (y.astype(jnp.float32) + bias).astype(self.dtype)
+    return whole(kernel.astype(self.dtype)), bias
 
 
 def dense(features: int, dtype, name: str, **settings) -> Dense:
@@ -65,10 +58,11 @@ class LayerNorm(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, add=None):
+    """With `add` [..., D], its sum with the norm of `x`."""
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
-    return pointwise.layer_norm(x, scale, bias).astype(self.dtype)
+    return pointwise.layer_norm(x, scale, bias, add).astype(self.dtype)
 
 
 def layer_norm(dtype, name: str) -> LayerNorm:
@@ -99,9 +93,9 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    h = dense(self.hidden, self.dtype, 'fc1')(x)
-    return dense(
-        x.shape[-1], self.dtype, 'fc2', activation=pointwise.gelu)(h)
+    fc1 = dense(self.hidden, self.dtype, 'fc1').weights(x.shape[-1])
+    fc2 = dense(x.shape[-1], self.dtype, 'fc2').weights(self.hidden)
+    return pointwise.mlp(x.astype(self.dtype), fc1, fc2)
 
 
 class Attention(nn.Module):

@@ -165,8 +165,8 @@ class WindowBlock(nn.Module):
         self.heads, window, self.bias_dropout, self.dtype, self.attention,
         name='attn')
     mask = shift_mask(self.grid, window, shift)
-    x = x + layers.layer_norm(self.dtype, 'norm1')(attend(x, mask, train))
+    x = layers.layer_norm(self.dtype, 'norm1')(attend(x, mask, train), x)
     mlp = layers.Mlp(
         round(x.shape[-1] * self.mlp_ratio), self.dtype, name='mlp')
-    x = x + layers.layer_norm(self.dtype, 'norm2')(mlp(x))
+    x = layers.layer_norm(self.dtype, 'norm2')(mlp(x), x)
     return move(x, self.grid, window, tuple(-s for s in shift))

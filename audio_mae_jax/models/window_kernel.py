@@ -19,6 +19,8 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 import numpy as np
 
+from audio_mae_jax import devices
+
 CLIPS = 8  # at most, for one program
 _FAR = -1e9  # added where there is no key; its exponential is 0
 
@@ -58,31 +60,22 @@ def _attend(qkv, bias, tau, mask, options):
 
   @jax.custom_vjp
   def run(qkv, bias, tau):
-    return _on_devices(_forward, mask, options, qkv, bias, tau)
+    return devices.split(
+        functools.partial(_forward, **options), (qkv,), (bias, tau, mask))
 
   def forward(*args):
     return run(*args), args
 
   def backward(args, gradient):
-    qkv, bias, tau = _on_devices(_backward, mask, options, *args, gradient)
+    qkv, bias, tau = args
+    qkv, bias, tau = devices.split(
+        functools.partial(_backward, **options), (qkv, gradient),
+        (bias, tau, mask))
     # What the programs summed, each for its clips and window.
     return qkv, bias.sum((0, 1)), tau.sum((0, 1, 3))
 
   run.defvjp(forward, backward)
   return run(qkv, bias, tau)
-
-
-def _on_devices(call, mask, options, qkv, bias, tau, *gradient):
-  """`call` on the clips of each device: the partitioner cannot split it."""
-  call = functools.partial(call, **options)
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size > 1 and qkv.shape[0] % mesh.size == 0 and not mesh.empty:
-    clips, whole = (jax.sharding.PartitionSpec(x)
-                    for x in (mesh.axis_names, None))
-    call = jax.shard_map(
-        call, mesh=mesh, check_vma=False, out_specs=clips,
-        in_specs=(clips, whole, whole, whole) + (clips,) * len(gradient))
-  return call(qkv, bias, tau, mask, *gradient)
 
 
 def _call(kernel, name, out, qkv, bias, tau, mask, gradient, *, clips,
@@ -130,7 +123,7 @@ def _forward(qkv, bias, tau, mask, **options):
           shape, rows), qkv, bias, tau, mask, None, **options)
 
 
-def _backward(qkv, bias, tau, mask, gradient, **options):
+def _backward(qkv, gradient, bias, tau, mask, **options):
   """Gradients: of `qkv`; of `bias` and `tau`, [groups, W, ...] parts."""
   patches = bias.shape[-1]
 

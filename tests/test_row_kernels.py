@@ -1,0 +1,80 @@
+"""Kernels for norm and activation: interpreted, against what they stand for."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax import sharding
+from audio_mae_jax.models import pointwise
+from audio_mae_jax.models import row_kernels
+
+SHAPES = [(16, 512), (4, 7, 192), (2, 3, 4, 64), (37, 128)]
+# Of numbers that were rounded once more, or in another order.
+TOLERANCE = {'float32': 1e-5, 'bfloat16': 2**-7}
+gelu = functools.partial(pointwise._gelu, rough=True)
+
+
+def arrays(shape, dtype, count):
+  """Far from zero, so that a difference of means would lose digits."""
+  keys = jax.random.split(jax.random.key(0), count)
+  return [(3 + jax.random.normal(key, shape)).astype(dtype) for key in keys]
+
+
+def check(found, want, dtype):
+  for x, y in zip(found, want, strict=True):
+    assert x.shape == y.shape and x.dtype == y.dtype
+    y = np.asarray(y, np.float64)
+    np.testing.assert_allclose(
+        np.asarray(x, np.float64), y, rtol=0,
+        atol=TOLERANCE[dtype] * np.abs(y).max())
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('added', [False, True])
+def test_norm_and_its_gradients(shape, dtype, added):
+  x, gradient, add = arrays(shape, dtype, 3)
+  scale, bias = 1 + jax.random.normal(jax.random.key(1), (2, shape[-1]))
+  add = add if added else None
+  want, back = jax.vjp(pointwise.layer_norm, x, scale, bias, add)
+  found = row_kernels.norm(
+      x, scale, bias, add, pointwise.EPSILON, interpret=True)
+  check([found], [want], dtype)
+  check(row_kernels.norm_back(
+      x, scale, gradient, pointwise.EPSILON, interpret=True),
+      back(gradient)[:3], dtype)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_activation_and_its_gradient(shape):
+  x, gradient = arrays(shape, 'bfloat16', 2)
+  want, back = jax.vjp(pointwise.gelu, x)
+  of_x, = back(gradient)
+  check(row_kernels.activation_back(gelu, x, gradient, interpret=True),
+        [want, of_x, pointwise._total(of_x)], 'bfloat16')
+
+
+def test_on_several_devices_each_has_its_own_rows():
+  mesh = sharding.make_mesh(config_lib.Mesh(), 8, jax.devices()[:4])
+  x, gradient = arrays((8, 3, 64), 'float32', 2)
+  scale = jnp.linspace(0.5, 2, 64)
+  run = functools.partial(
+      row_kernels.norm_back, epsilon=pointwise.EPSILON, interpret=True)
+  rows, whole = sharding.batch(mesh), sharding.replicated(mesh)
+  program = sharding.jit(
+      mesh, lambda x, scale, g: run(x, scale, g),
+      in_shardings=(rows, whole, rows)).lower(x, scale, gradient).compile()
+  assert 'all-gather' not in program.as_text()
+  args = [jax.device_put(*pair) for pair in (
+      (x, rows), (scale, whole), (gradient, rows))]
+  check(program(*args), run(x, scale, gradient), 'float32')
+
+
+@pytest.mark.parametrize('channels, taken', [
+    (768, True), (192, True), (1280, True), (32, False), (100, False)])
+def test_what_has_no_wide_pieces_is_left_to_the_compiler(channels, taken):
+  assert row_kernels.takes((2, channels)) == taken
