@@ -12,41 +12,17 @@ import jax.numpy as jnp
 
 from audio_mae_jax import devices
 
-# Phi(-x) = t P(t) exp(-x^2 / 2) for x >= 0 and t = 1 / (1 + _SLOPE x): the form
-# of Abramowitz and Stegun's 7.1.26, fitted to relative errors. They are 4.3e-5
-# at most, for all x; rounding to bfloat16 takes up to 3.9e-3.
-_SLOPE = 0.2510229
-_TAIL = (0.2341281, -0.0924754, 0.1740826, 0.0826663, 0.1015899)
 
-
-def _normal(x, rough: bool):
-  """Phi(x) and exp(-x^2 / 2) of the normal distribution, float32.
-
-  By the error function, or with `rough` by a formula that shares the
-  exponential: a GPU computes the other one longer than it reads and writes.
-  """
-  bell = jnp.exp(-0.5 * jnp.square(x))
-  if not rough:
-    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5)), bell
-  t = 1 / (1 + _SLOPE * jnp.abs(x))
-  tail = jnp.zeros_like(x)
-  for coefficient in _TAIL:
-    tail = (tail + coefficient) * t
-  tail *= bell
-  return jnp.where(x < 0, tail, 1 - tail), bell
-
-
-def _gelu(x, rough: bool):
-  """x Phi(x) and its slope, float32."""
-  probability, bell = _normal(x, rough)
-  return x * probability, probability + x * bell * (2 * jnp.pi) ** -0.5
+def _probability(x):
+  """Phi(x) of the standard normal distribution."""
+  return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 @jax.custom_vjp
 def gelu(x):
-  """[...] -> the same: x Phi(x), exact up to rounding in the dtype of `x`."""
+  """[...] -> the same: x Phi(x), exact, by the error function as in torch."""
   wide = x.astype(jnp.float32)
-  return (wide * _normal(wide, x.dtype == jnp.bfloat16)[0]).astype(x.dtype)
+  return (wide * _probability(wide)).astype(x.dtype)
 
 
 def _gelu_forth(x):
@@ -54,7 +30,9 @@ def _gelu_forth(x):
 
 
 def _gelu_back(x, gradient):
-  _, slope = _gelu(x.astype(jnp.float32), x.dtype == jnp.bfloat16)
+  wide = x.astype(jnp.float32)
+  density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * jnp.pi) ** -0.5
+  slope = _probability(wide) + wide * density
   return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
 
 
@@ -171,8 +149,7 @@ def _mlp_back(kept, gradient):
   of_activated = gradient @ kernel2.T
   kernels = hidden.dtype == jnp.bfloat16 and _kernels(hidden)
   if kernels:
-    activated, of_hidden, of_bias = kernels.activation_back(
-        lambda x: _gelu(x, rough=True), hidden, of_activated)
+    activated, of_hidden, of_bias = kernels.gelu_back(hidden, of_activated)
   else:
     activated, back = jax.vjp(gelu, hidden)
     of_hidden, = back(of_activated)

@@ -1,4 +1,4 @@
-"""Norm and activation as kernels for GPUs (Pallas, Triton).
+"""Norm and GELU as kernels for GPUs (Pallas, Triton).
 
 XLA goes several times over what these go over once: on the way back it writes
 float32 arrays of the input's shape, to sum them over all rows for the gradients
@@ -21,7 +21,7 @@ from audio_mae_jax import devices
 
 _ROWS = 16  # at most, for one program of the norm
 _NARROW = 64  # channels in a piece; narrower ones would keep no warp busy
-_TILE = 4, 512  # rows and columns that a program of the activation does at once
+_TILE = 4, 512  # rows and columns that a program of GELU does at once
 _TILES = 16  # at most, for one program
 
 
@@ -43,20 +43,19 @@ def norm_back(x, scale, gradient, epsilon: float, *, interpret: bool = False):
   return of_x, of_scale.sum(0), of_bias.sum(0)
 
 
-def activation_back(fn, x, gradient, *, interpret: bool = False):
-  """What `fn` makes of the input again, and the gradient by it.
+def gelu_back(x, gradient, *, interpret: bool = False):
+  """What GELU makes of the input again, and the gradient by it.
 
   Args:
-    fn: [...] -> what it gives, and its slope; both in float32.
-    x: [B, ..., D].
-    gradient: by the result of `fn`, [B, ..., D].
+    x: bfloat16 [B, ..., D].
+    gradient: by GELU's result, [B, ..., D].
     interpret: runs it as plain operations, on any platform.
 
   Returns:
-    `fn(x)` and the gradient by `x`, as `x`, and the sum of that over all but
+    `gelu(x)` and the gradient by `x`, as `x`, and the sum of that over all but
     the last axis, float32 [D].
   """
-  run = functools.partial(_activation_back, fn, interpret=interpret)
+  run = functools.partial(_gelu_back, interpret=interpret)
   y, of_x, total = devices.split(run, (x, gradient), ())
   return y, of_x, total.sum(0)
 
@@ -70,7 +69,29 @@ def _piece(channels, most=1024):
   return min(channels & -channels, most)
 
 
-def _activation_back(fn, x, gradient, *, interpret):
+# Phi(-x) = t P(t) exp(-x^2 / 2) for x >= 0 and t = 1 / (1 + _SLOPE x): the form
+# of Abramowitz and Stegun's 7.1.26, fitted to relative errors. They are 4.3e-5
+# at most, for all x; rounding to bfloat16 takes up to 3.9e-3.
+_SLOPE = 0.2510229
+_TAIL = (0.2341281, -0.0924754, 0.1740826, 0.0826663, 0.1015899)
+
+
+def gelu(x):
+  """x Phi(x) and its slope, float32, for results that are rounded to bfloat16.
+
+  The gradient needs the exponential anyway; this needs no error function.
+  """
+  bell = jnp.exp(-0.5 * jnp.square(x))
+  t = 1 / (1 + _SLOPE * jnp.abs(x))
+  tail = jnp.zeros_like(x)
+  for coefficient in _TAIL:
+    tail = (tail + coefficient) * t
+  tail *= bell
+  probability = jnp.where(x < 0, tail, 1 - tail)
+  return x * probability, probability + x * bell * (2 * jnp.pi) ** -0.5
+
+
+def _gelu_back(x, gradient, *, interpret):
   channels = x.shape[-1]
   number, piece = x.size // channels, _piece(channels, _TILE[1])
   rows = _piece(number, _TILE[0])
@@ -79,7 +100,7 @@ def _activation_back(fn, x, gradient, *, interpret):
   def kernel(x_ref, gradient_ref, y_ref, of_x_ref, total_ref):
     def tile(i, total):
       at = pl.ds(i * rows, rows)
-      y, slope = fn(x_ref[at, :].astype(jnp.float32))
+      y, slope = gelu(x_ref[at, :].astype(jnp.float32))
       of_x = gradient_ref[at, :].astype(jnp.float32) * slope
       y_ref[at, :] = y.astype(y_ref.dtype)
       of_x_ref[at, :] = of_x.astype(of_x_ref.dtype)
@@ -93,7 +114,7 @@ def _activation_back(fn, x, gradient, *, interpret):
   flat = jax.ShapeDtypeStruct((number, channels), x.dtype)
   y, of_x, total = pl.pallas_call(
       kernel, grid=(programs, channels // piece), interpret=interpret,
-      name='activation_back', in_specs=[cut, cut],
+      name='gelu_back', in_specs=[cut, cut],
       out_specs=[cut, cut, pl.BlockSpec((None, piece), lambda i, j: (i, j))],
       out_shape=[flat, flat,
                  jax.ShapeDtypeStruct((programs, channels), jnp.float32)],
