@@ -10,11 +10,11 @@ def platform() -> str | None:
   return device and device.platform
 
 
-def has_cudnn_attention() -> bool:
-  """Whether the devices are of NVIDIA and compute in bfloat16, as cuDNN's fused
-  attention wants: compute capability 8.0 and later."""
+def run_kernels() -> bool:
+  """Whether the devices are GPUs that our kernels and cuDNN's fused attention
+  are for: NVIDIA's of compute capability 8.0 (A100) or later."""
   device = jax.sharding.get_abstract_mesh().abstract_device
-  if not device or not device.device_kind.startswith('NVIDIA'):
+  if platform() != 'gpu' or not device.device_kind.startswith('NVIDIA'):
     return False
   here = [x for x in jax.local_devices() if x.device_kind == device.device_kind]
   # None are here if the program is compiled for another machine.

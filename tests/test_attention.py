@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from audio_mae_jax import meta
 from audio_mae_jax import sharding
 from audio_mae_jax import step
 from audio_mae_jax.models import attention
+from audio_mae_jax.models import pointwise
 from audio_mae_jax.models import window
 from audio_mae_jax.models import window_kernel
 from benchmarks import attention as benchmark
@@ -217,7 +219,7 @@ def test_on_several_devices_the_kernel_works_on_the_clips_of_each():
 def test_the_platform_is_that_of_the_devices_made_known(platform, together):
   mesh = jax.sharding.AbstractMesh(
       (1, 1), ('data', 'fsdp'), abstract_device=jax.sharding.AbstractDevice(
-          device_kind='any', num_cores=None, platform=platform))
+          device_kind='NVIDIA H200', num_cores=None, platform=platform))
   *arrays, mask = shapes(2, jnp.float32)
   with jax.sharding.use_abstract_mesh(mesh):
     text = str(jax.make_jaxpr(
@@ -229,17 +231,26 @@ def test_the_platform_is_that_of_the_devices_made_known(platform, together):
   assert 'platform_index' not in text and 'cond' not in text
 
 
-@pytest.mark.parametrize('kind, dtype, fused', [
-    ('NVIDIA H100', 'bfloat16', True), ('NVIDIA H100', 'float32', False),
-    ('AMD Instinct MI300X', 'bfloat16', False)])
-def test_auto_takes_cudnn_where_it_works(kind, dtype, fused, monkeypatch):
+@pytest.mark.parametrize('kind, capability, dtype, fused', [
+    ('NVIDIA H100', '9.0', 'bfloat16', True),
+    ('NVIDIA H100', '9.0', 'float32', False),
+    ('Tesla T4', '7.5', 'bfloat16', False),
+    ('NVIDIA T4', '7.5', 'bfloat16', False),
+    ('AMD Instinct MI300X', 'gfx942', 'bfloat16', False)])
+def test_auto_takes_kernels_where_they_work(
+    kind, capability, dtype, fused, monkeypatch):
   monkeypatch.setitem(attention.FULL, 'cudnn', lambda qkv, heads: None)
+  monkeypatch.setattr(jax, 'local_devices', lambda: [types.SimpleNamespace(
+      device_kind=kind, compute_capability=capability)])
   mesh = jax.sharding.AbstractMesh(
       (1, 1), ('data', 'fsdp'), abstract_device=jax.sharding.AbstractDevice(
           device_kind=kind, num_cores=None, platform='gpu'))
   with jax.sharding.use_abstract_mesh(mesh):
     found = attention.full(jnp.zeros((2, 16, 96), dtype), 2)
+    norm = str(jax.make_jaxpr(pointwise.layer_norm)(
+        jnp.zeros((2, 64), dtype), jnp.ones(64), jnp.zeros(64)))
   assert (found is None) == fused
+  assert ('pallas_call' in norm) == (capability == '9.0')
 
 
 @pytest.mark.parametrize('overrides, message', [

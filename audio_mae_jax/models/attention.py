@@ -26,9 +26,8 @@ def full(qkv, heads: int, name: str = 'auto', lengths=None):
   With `lengths` int32 [B], only to the first so many of a clip's; what the
   tokens behind them get means nothing.
   """
-  if name == 'auto' and CHOICES[AUTO.get(devices.platform(), 'xla')][0] == (
-      'cudnn') and not (devices.has_cudnn_attention()
-                        and cudnn_refuses(qkv, heads) is None):
+  if name == 'auto' and devices.platform() == 'gpu' and (
+      cudnn_refuses(qkv, heads)):
     name = 'xla'
   arrays = (qkv,) if lengths is None else (qkv, lengths)
   return _run(
@@ -69,7 +68,10 @@ def _run(table, name, call, *arrays):
           f'{", ".join(n for n in CHOICES if n not in OF_GPUS)}.')
     return of(name)(*arrays)
   if known:
-    return of(AUTO.get(known, 'xla'))(*arrays)
+    best = AUTO.get(known, 'xla')
+    if best in OF_GPUS and not devices.run_kernels():
+      best = 'xla'
+    return of(best)(*arrays)
   choices = {where: of(name) for where, name in AUTO.items()
              if CHOICES[name][kind] != CHOICES['xla'][kind]
              and name not in OF_GPUS}
@@ -101,7 +103,11 @@ def _full_xla(qkv, heads, lengths=None):
 
 def _full_cudnn(qkv, heads, lengths=None):
   _check_cudnn(qkv, heads)
-  return dot_product_full(qkv, heads, 'cudnn', lengths)
+  # Each device its own clips: the partitioner would hand each the lengths of
+  # all.
+  return devices.split(
+      lambda qkv, lengths: dot_product_full(qkv, heads, 'cudnn', lengths),
+      (qkv, lengths), ())
 
 
 def dot_product_full(qkv, heads, implementation: str, lengths=None):
@@ -265,6 +271,7 @@ CHOICES = {
     'cudnn_pallas': ('cudnn', 'pallas'),
 }
 OF_GPUS = ('cudnn', 'pallas', 'cudnn_pallas')
-# What 'auto' stands for where that is not 'xla'; all tokens fall back on 'xla'
-# where cuDNN does not take them. docs/performance.md has what was measured.
+# What 'auto' stands for where that is not 'xla'. On GPUs that have no kernels it
+# is, and for all tokens where cuDNN does not take them. docs/performance.md has
+# what was measured.
 AUTO = {'gpu': 'cudnn_pallas', 'tpu': 'blocks'}

@@ -54,7 +54,7 @@ def _whiten(x):
 
 def _kernels(x):
   """The module with kernels for `x`, or None where XLA does it."""
-  if devices.platform() != 'gpu':
+  if not devices.run_kernels():
     return None
   # Here, as importing Pallas takes longer than most programs have use for it.
   from audio_mae_jax.models import row_kernels
