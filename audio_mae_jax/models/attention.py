@@ -271,7 +271,7 @@ CHOICES = {
     'cudnn_pallas': ('cudnn', 'pallas'),
 }
 OF_GPUS = ('cudnn', 'pallas', 'cudnn_pallas')
-# What 'auto' stands for where that is not 'xla'. On GPUs that have no kernels it
-# is, and for all tokens where cuDNN does not take them. docs/performance.md has
-# what was measured.
+# What 'auto' stands for where that is not 'xla'. It is on GPUs without kernels,
+# and for all tokens where cuDNN does not take them. docs/performance.md has what
+# was measured.
 AUTO = {'gpu': 'cudnn_pallas', 'tpu': 'blocks'}
