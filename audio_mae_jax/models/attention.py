@@ -272,6 +272,6 @@ CHOICES = {
 }
 OF_GPUS = ('cudnn', 'pallas', 'cudnn_pallas')
 # What 'auto' stands for where that is not 'xla'. It is on GPUs without kernels,
-# and for all tokens where cuDNN does not take them. docs/performance.md has what
-# was measured.
+# and for all tokens where cuDNN does not take them. docs/performance.md has
+# what was measured.
 AUTO = {'gpu': 'cudnn_pallas', 'tpu': 'blocks'}
