@@ -256,12 +256,28 @@ def test_manifests_name_parts_and_labels(clips, embed, tmp_path):
   rows = formats.read(tmp_path / 'out.npz')
   long = str(clips / 'a/2.wav')
   assert rows['names'].tolist() == [
-      long, f'{long}@0.5s', str(clips / 'b/1.wav')]
+      long, f'{long}@0.5s+0.9s', str(clips / 'b/1.wav')]
   assert rows['labels'].tolist() == ['rain', 'hail', 'b']
   samples, _ = soundfile.read(long, dtype='float32')
   np.testing.assert_allclose(
       rows['embeddings'][1],
       embedding.model().embed(samples[8000:8000 + 14400], HZ), atol=1e-5)
+
+
+def test_parts_that_differ_at_all_are_different_clips(clips):
+  (clips / 'parts.csv').write_text(
+      'path,label,start_s,duration_s\n'
+      'a/2.wav,x,12345.67,\na/2.wav,x,12345.71,\n'
+      'a/2.wav,x,0,5\na/2.wav,x,0,10\na/2.wav,x,,\n'
+      'a/2.wav,y,0,5\na/2.wav,x,0,5\n')
+  found, _, repeated = inputs.find(
+      [str(clips / 'parts.csv'), str(clips / 'a/2.wav')])
+  (clips / 'parts.csv').unlink()
+  assert [x.name.rpartition('2.wav')[2] for x in found] == [
+      '@12345.67s', '@12345.71s', '@0s+5s', '@0s+10s', '']
+  assert len({x.version for x in found}) == 5
+  assert [x.label for x in found] == ['x', 'x', 'x;y', 'x', 'x']
+  assert repeated == 3
 
 
 def test_embeddings_of_different_weights_are_not_mixed(

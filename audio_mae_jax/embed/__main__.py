@@ -100,7 +100,7 @@ def _load(options, checkpoint=None, overlap=None):
 
 
 def _embed(options):
-  clips, others = inputs.find(options.inputs)
+  clips, others, repeated = inputs.find(options.inputs)
   model = _load(options)
   done = job.run(
       model, options.checkpoint, clips, options.output, options.frames)
@@ -111,7 +111,7 @@ def _embed(options):
     print(f'{done["embedded"]:,} clips, {done["seconds"] / 3600:.2f} h, in '
           f'{wall_s:.1f} s: {done["embedded"] / wall_s:.4g} clips/s, '
           f'{done["seconds"] / wall_s:.4g} times real time.')
-  _tell_unused(done['bad'], done['listing'], others)
+  _tell_unused(done['bad'], done['listing'], others, repeated)
   if done['bad']:
     print(f'All of them: {options.output}.bad_files.json')
   print(f'{done["clips"] - done["bad"]:,} embeddings of width {model.width}: '
@@ -119,7 +119,7 @@ def _embed(options):
 
 
 def _labels(options):
-  clips, others = inputs.find(options.inputs)
+  clips, others, repeated = inputs.find(options.inputs)
   model = _load(options)
   model.check_classifier()
   report = job.bad_files(len(clips))
@@ -133,10 +133,12 @@ def _labels(options):
     top = model_lib.Prediction(scores, model.classes).top(options.top)
     print(f'{clip.name}: '
           + ', '.join(f'{name} {score:.3f}' for name, score in top), flush=True)
-  _tell_unused(report.count, report.listing(), others)
+  _tell_unused(report.count, report.listing(), others, repeated)
 
 
-def _tell_unused(count, listing, others):
+def _tell_unused(count, listing, others, repeated):
+  if repeated:
+    print(f'{repeated:,} inputs name a clip again: each is taken once.')
   if count:
     print(f'{count:,} could not be used:\n{listing}')
   if others:

@@ -2,7 +2,7 @@
 
 All hold the same columns, a row for each clip:
 
-  names       text [n]: the file, with the start of a part of it
+  names       text [n]: the file; of a part PATH@STARTs+DURATIONs
   labels      text [n]: where the inputs name them
   versions    text [n]: tells a changed file from the one that was embedded
   seconds     float64 [n]: of audio
