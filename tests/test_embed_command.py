@@ -186,6 +186,55 @@ def test_parts_are_written_as_a_run_goes_on(tmp_path, monkeypatch):
   assert len(formats.read(tmp_path / 'out.npz')['names']) == 5
 
 
+@pytest.mark.parametrize('output', OUTPUTS)
+def test_what_is_there_is_read_in_blocks_as_rows_are_added(
+    output, tmp_path, monkeypatch):
+  monkeypatch.setattr(store_lib, '_PART_ROWS', 7)
+  monkeypatch.setattr(formats, '_BLOCK_ROWS', 3)
+  monkeypatch.setattr(formats, '_BLOCK_FRAMES', 20)
+  monkeypatch.setattr(formats, '_ZARR_ROWS', 4)
+  settings, path = SETTINGS | {'frames': True}, tmp_path / output
+
+  def row(i, more):  # of 0 to 30 frames
+    n = 30 if i == 9 else i % 5
+    return {'seconds': i + 0.5, 'embeddings': np.full(3, i + more, np.float32),
+            'frames': np.arange(3. * n, dtype=np.float32).reshape(n, 3) + i,
+            'times_s': np.arange(n) + more + 0.1, 'counts': n}
+
+  rows = {}
+  for more, added in (0, range(20)), (0.5, [3, 9, 25]):
+    with store_lib.Store(path, settings) as store:
+      for i in added:
+        rows.pop(i, None)
+        rows[i] = row(i, more)
+        store.add(inputs.Clip(f'clip{i}', __file__), rows[i])
+      store.finish()
+  columns = formats.COLUMNS + formats.FRAMES
+  blocks = list(formats.read_blocks(path, columns))
+  found = formats.read(path, columns)
+  assert len(blocks) > 2 and max(len(x['names']) for x in blocks) <= 7
+  assert found['names'].tolist() == [f'clip{i}' for i in rows]
+  for name in ('seconds', 'embeddings', 'counts'):
+    np.testing.assert_array_equal(
+        found[name], np.array([x[name] for x in rows.values()]))
+  for name in ('frames', 'times_s'):
+    np.testing.assert_array_equal(
+        found[name], np.concatenate([x[name] for x in rows.values()]))
+    np.testing.assert_array_equal(
+        formats.read(path, (name,))[name], found[name])
+
+
+def test_a_start_that_has_left_no_rows_does_not_bind_the_next(tmp_path):
+  other = SETTINGS | {'fingerprint': 'y'}
+  with store_lib.Store(tmp_path / 'out', SETTINGS):
+    pass
+  with store_lib.Store(tmp_path / 'out', other) as store:
+    store.add(inputs.Clip('clip', __file__), ROW)
+  with pytest.raises(ValueError, match='out.parts has embeddings of other'):
+    with store_lib.Store(tmp_path / 'out', SETTINGS):
+      pass
+
+
 def test_a_folder_is_replaced_at_no_time_without_one_that_is_whole(tmp_path):
   clip = inputs.Clip('clip', __file__)
   with store_lib.Store(tmp_path / 'out', SETTINGS) as store:
