@@ -336,6 +336,22 @@ def test_a_classifier_predicts_what_evaluation_would(multilabel):
       head(model.embed(clips[0], HZ)), logits[0], atol=1e-4)
 
 
+def test_stretches_of_several_clips_share_a_call(monkeypatch):
+  model, calls = model_lib.Model(embedding.classifier(), batch_size=4), []
+  call = model.programs.classify
+  monkeypatch.setattr(model.programs, 'classify', lambda clips: (
+      calls.append(len(clips)), call(clips))[1])
+  clips = [noise(n, n) for n in (
+      5000, 3 * CLIP_SAMPLES, 400, 700, 2 * CLIP_SAMPLES, 900)]
+  together = model.predict(clips, HZ).scores
+  assert calls == [4, 4, 1]
+  for clip, scores in zip(clips, together):
+    np.testing.assert_allclose(
+        model.predict(clip, HZ).scores, scores, atol=1e-5)
+  with pytest.raises(ValueError, match='Clip 1: too short: 399 samples'):
+    model.predict([noise(500), noise(399)], HZ)
+
+
 def test_the_encoder_of_a_classifier_is_loaded_if_it_has_a_norm():
   with pytest.raises(ValueError, match='without the norm that follows it'):
     model_lib.Model(embedding.classifier().part('encoder'))

@@ -12,10 +12,10 @@ import sys
 import jax
 
 from audio_mae_jax import cli
-from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import manifests
 from audio_mae_jax.embed import inputs
 from audio_mae_jax.embed import job
+from audio_mae_jax.embed import labels
 from audio_mae_jax.embed import model as model_lib
 from audio_mae_jax.embed import search
 
@@ -123,14 +123,13 @@ def _labels(options):
   model = _load(options)
   model.check_classifier()
   report = job.bad_files(len(clips))
-  for clip, (_, blocks) in zip(clips, job.ahead(model, clips)):
-    try:
-      scores = model.scores(blocks)
-    except audio_io.BadAudio as error:
-      report.add(clip.name, str(error))
+  for clip in labels.score_all(
+      model.programs, model.config, job.ahead(model, clips)):
+    if clip.error:
+      report.add(clip.name, clip.error)
       continue
     report.saw_good()
-    top = model_lib.Prediction(scores, model.classes).top(options.top)
+    top = model_lib.Prediction(clip.scores, model.classes).top(options.top)
     print(f'{clip.name}: '
           + ', '.join(f'{name} {score:.3f}' for name, score in top), flush=True)
   _tell_unused(report.count, report.listing(), others, repeated)
