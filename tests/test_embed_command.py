@@ -149,6 +149,8 @@ def test_a_second_run_embeds_what_is_new_or_has_changed(
       atol=1e-5)
   before = path.stat().st_mtime_ns
   assert '4 clips are there already.' in embed(folder, '--output', path)
+  assert '4 embeddings of width 16' in embed(
+      folder / '0.wav', '--output', path)
   assert path.stat().st_mtime_ns == before
 
 
@@ -294,6 +296,8 @@ def test_nothing_but_bad_files_is_an_error(fails, tmp_path):
   fails('No readable file: all 1 tried so far (of 1) are bad',
         tmp_path, '--output', tmp_path / 'out.npz')
   assert not (tmp_path / 'out.npz').exists()
+  bad = json.loads((tmp_path / 'out.npz.bad_files.json').read_text())['bad']
+  assert list(bad) == [str(tmp_path / 'a.wav')]
 
 
 def test_manifests_name_parts_and_labels(clips, embed, tmp_path):
@@ -357,10 +361,12 @@ def test_a_classifier_tells_labels(clips, embed, fails, tmp_path):
 @pytest.mark.parametrize(
     'method', ['pca', pytest.param('tsne', marks=pytest.mark.slow)])
 def test_the_most_similar_clips_are_found_and_drawn(
-    method, clips, embed, fails, tmp_path):
+    method, clips, checkpoint, embed, fails, tmp_path, monkeypatch):
   path = tmp_path / 'out.npz'
-  embed(clips, '--output', path)
+  monkeypatch.chdir(pathlib.Path(checkpoint).parent)
+  embed(clips, '--output', path, of=pathlib.Path(checkpoint).name)
   query = names(clips)[2]
+  monkeypatch.chdir('/')
   lines = embed('--query', query, '--index', path, '--top', '3', of=None)
   assert lines.splitlines()[0] == f'1.000  {query}  (a)'
   assert len(lines.splitlines()) == 3
@@ -385,6 +391,9 @@ def _other(tmp_path):
 @pytest.mark.parametrize('message, args', [
     ('Give audio files, folders or manifests, --checkpoint, and either', ['x']),
     ('--query and --plot read embeddings that are there', ['--query', 'x']),
+    ('--query and --plot are two commands: give one of them at a time.',
+     ['--query', 'x', '--plot', 'y', '--index', 'z']),
+    ('--top=-3: give 1 or more.', [__file__, '--top', '-3']),
     ('There is no nowhere. Give audio files', ['nowhere', '--output', 'x.npz']),
     ('has the suffix .csv. Embeddings are written as .npz',
      [__file__, '--output', 'x.csv']),

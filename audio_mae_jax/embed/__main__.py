@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _action(options):
   """What the arguments ask for; raises ValueError if that is not clear."""
+  if options.top < 0:
+    raise ValueError(f'--top={options.top}: give 1 or more.')
+  if options.query and options.plot:
+    raise ValueError(
+        '--query and --plot are two commands: give one of them at a time.')
   if options.query or options.plot:
     if not options.index or options.inputs or options.output:
       raise ValueError(
@@ -114,7 +119,7 @@ def _embed(options):
   _tell_unused(done['bad'], done['listing'], others, repeated)
   if done['bad']:
     print(f'All of them: {options.output}.bad_files.json')
-  print(f'{done["clips"] - done["bad"]:,} embeddings of width {model.width}: '
+  print(f'{done["rows"]:,} embeddings of width {model.width}: '
         f'{options.output}')
 
 

@@ -51,6 +51,11 @@ class Programs:
     """The programs so far: (what, windows of a call, columns of each)."""
     return list(self._programs)
 
+  @property
+  def num_traced(self) -> int:
+    """Shapes of input for which one of the programs was compiled."""
+    return sum(run._cache_size() for run in self._programs.values())
+
   def _placed(self, weights):
     """The model's parameters on its devices, as a tree."""
     config = weights.config

@@ -87,12 +87,18 @@ class Store:
     version = self._versions[clip.name] = clip.version
     return self._done.get(clip.name, '') == version != ''
 
+  @property
+  def count(self) -> int:
+    """Rows of the output, its parts, and what was added."""
+    return len(self._done)
+
   def add(self, clip: inputs.Clip, row: dict):
     """Takes the other columns of a clip; from time to time writes a part."""
     # As it was when it was asked for: it may have changed since it was read.
     version = self._versions.get(clip.name) or clip.version
     self._rows.append(row | {
         'names': clip.name, 'labels': clip.label, 'versions': version})
+    self._done[clip.name] = version
     if (len(self._rows) >= _PART_ROWS
         or time.monotonic() - self._since > _PART_S):
       self.save()
