@@ -96,6 +96,16 @@ def test_a_stream_gives_the_numbers_of_the_whole(rate, channels, chunk):
     stream.push(samples)
 
 
+def test_a_stream_that_was_too_short_has_ended():
+  stream = embedding.model().stream(44100)
+  stream.push(noise(300))
+  with pytest.raises(ValueError, match='The stream cannot be used: too short'):
+    stream.finish()
+  for more in stream.finish, lambda: stream.push(noise(300)):
+    with pytest.raises(ValueError, match='The stream has ended: begin another'):
+      more()
+
+
 def test_long_audio_is_its_windows_each_frame_from_the_better_one():
   model = embedding.model()
   grid = model.grid
@@ -160,6 +170,18 @@ def test_any_cutting_gives_each_column_once(size, hop):
     assert columns == list(range(total))
 
 
+@pytest.mark.parametrize('columns', [1, 2, 3, 12, 62])
+def test_the_overlap_of_a_layout_makes_it_again(columns):
+  config = embedding.config({
+      'data.clip_s': (8 * columns + 2) / 100,
+      'frontend.num_frames': 8 * columns})
+  for overlap in (0.0, 0.25, 0.4, 0.5):
+    grid = windows.layout(config, overlap)
+    share = grid.overlap / grid.size
+    assert grid.size == columns and share <= 0.5 and grid.overlap % 2 == 0
+    assert windows.layout(config, share) == grid
+
+
 def test_what_is_held_of_a_long_recording_is_less_than_two_windows():
   grid = embedding.model().grid
   cutter = windows.Cutter(grid)
@@ -180,7 +202,7 @@ def test_lengths_inside_a_bucket_compile_nothing():
       ('encode', batch, columns)
       for batch in (1, 4) for columns in (1, 2, 4, 8)}
   # And none was traced for a second shape.
-  assert {run._cache_size() for run in model.programs._programs.values()} == {1}
+  assert model.programs.num_traced == len(model.programs.compiled)
 
 
 @pytest.mark.slow
@@ -312,6 +334,37 @@ def test_a_classifier_predicts_what_evaluation_would(multilabel):
       'head/bias']
   np.testing.assert_allclose(
       head(model.embed(clips[0], HZ)), logits[0], atol=1e-4)
+
+
+def test_stretches_of_several_clips_share_a_call(monkeypatch):
+  model, calls = model_lib.Model(embedding.classifier(), batch_size=4), []
+  call = model.programs.classify
+  monkeypatch.setattr(model.programs, 'classify', lambda clips: (
+      calls.append(len(clips)), call(clips))[1])
+  clips = [noise(n, n) for n in (
+      5000, 3 * CLIP_SAMPLES, 400, 700, 2 * CLIP_SAMPLES, 900)]
+  together = model.predict(clips, HZ).scores
+  assert calls == [4, 4, 1]
+  for clip, scores in zip(clips, together):
+    np.testing.assert_allclose(
+        model.predict(clip, HZ).scores, scores, atol=1e-5)
+  with pytest.raises(ValueError, match='Clip 1: too short: 399 samples'):
+    model.predict([noise(500), noise(399)], HZ)
+
+
+def test_the_encoder_of_a_classifier_is_loaded_if_it_has_a_norm():
+  with pytest.raises(ValueError, match='without the norm that follows it'):
+    model_lib.Model(embedding.classifier().part('encoder'))
+  old = embedding.encoder()
+  config = embedding.config({
+      'task': 'classify', 'mask.name': '',
+      'model.classifier.pool': 'class_token'})
+  model = model_lib.Model(weights.Weights(old.params, config, {}).part(
+      'encoder'))
+  assert model.classes == ()
+  np.testing.assert_allclose(
+      model.embed(noise(9000), HZ), embedding.model().embed(noise(9000), HZ),
+      atol=1e-5)
 
 
 def test_what_is_no_classifier_does_not_predict():

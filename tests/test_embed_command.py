@@ -149,6 +149,8 @@ def test_a_second_run_embeds_what_is_new_or_has_changed(
       atol=1e-5)
   before = path.stat().st_mtime_ns
   assert '4 clips are there already.' in embed(folder, '--output', path)
+  assert '4 embeddings of width 16' in embed(
+      folder / '0.wav', '--output', path)
   assert path.stat().st_mtime_ns == before
 
 
@@ -184,6 +186,55 @@ def test_parts_are_written_as_a_run_goes_on(tmp_path, monkeypatch):
     assert len(list((tmp_path / 'out.npz.parts').glob('*.npz'))) == 2
     store.finish()
   assert len(formats.read(tmp_path / 'out.npz')['names']) == 5
+
+
+@pytest.mark.parametrize('output', OUTPUTS)
+def test_what_is_there_is_read_in_blocks_as_rows_are_added(
+    output, tmp_path, monkeypatch):
+  monkeypatch.setattr(store_lib, '_PART_ROWS', 7)
+  monkeypatch.setattr(formats, '_BLOCK_ROWS', 3)
+  monkeypatch.setattr(formats, '_BLOCK_FRAMES', 20)
+  monkeypatch.setattr(formats, '_ZARR_ROWS', 4)
+  settings, path = SETTINGS | {'frames': True}, tmp_path / output
+
+  def row(i, more):  # of 0 to 30 frames
+    n = 30 if i == 9 else i % 5
+    return {'seconds': i + 0.5, 'embeddings': np.full(3, i + more, np.float32),
+            'frames': np.arange(3. * n, dtype=np.float32).reshape(n, 3) + i,
+            'times_s': np.arange(n) + more + 0.1, 'counts': n}
+
+  rows = {}
+  for more, added in (0, range(20)), (0.5, [3, 9, 25]):
+    with store_lib.Store(path, settings) as store:
+      for i in added:
+        rows.pop(i, None)
+        rows[i] = row(i, more)
+        store.add(inputs.Clip(f'clip{i}', __file__), rows[i])
+      store.finish()
+  columns = formats.COLUMNS + formats.FRAMES
+  blocks = list(formats.read_blocks(path, columns))
+  found = formats.read(path, columns)
+  assert len(blocks) > 2 and max(len(x['names']) for x in blocks) <= 7
+  assert found['names'].tolist() == [f'clip{i}' for i in rows]
+  for name in ('seconds', 'embeddings', 'counts'):
+    np.testing.assert_array_equal(
+        found[name], np.array([x[name] for x in rows.values()]))
+  for name in ('frames', 'times_s'):
+    np.testing.assert_array_equal(
+        found[name], np.concatenate([x[name] for x in rows.values()]))
+    np.testing.assert_array_equal(
+        formats.read(path, (name,))[name], found[name])
+
+
+def test_a_start_that_has_left_no_rows_does_not_bind_the_next(tmp_path):
+  other = SETTINGS | {'fingerprint': 'y'}
+  with store_lib.Store(tmp_path / 'out', SETTINGS):
+    pass
+  with store_lib.Store(tmp_path / 'out', other) as store:
+    store.add(inputs.Clip('clip', __file__), ROW)
+  with pytest.raises(ValueError, match='out.parts has embeddings of other'):
+    with store_lib.Store(tmp_path / 'out', SETTINGS):
+      pass
 
 
 def test_a_folder_is_replaced_at_no_time_without_one_that_is_whole(tmp_path):
@@ -245,6 +296,8 @@ def test_nothing_but_bad_files_is_an_error(fails, tmp_path):
   fails('No readable file: all 1 tried so far (of 1) are bad',
         tmp_path, '--output', tmp_path / 'out.npz')
   assert not (tmp_path / 'out.npz').exists()
+  bad = json.loads((tmp_path / 'out.npz.bad_files.json').read_text())['bad']
+  assert list(bad) == [str(tmp_path / 'a.wav')]
 
 
 def test_manifests_name_parts_and_labels(clips, embed, tmp_path):
@@ -256,12 +309,28 @@ def test_manifests_name_parts_and_labels(clips, embed, tmp_path):
   rows = formats.read(tmp_path / 'out.npz')
   long = str(clips / 'a/2.wav')
   assert rows['names'].tolist() == [
-      long, f'{long}@0.5s', str(clips / 'b/1.wav')]
+      long, f'{long}@0.5s+0.9s', str(clips / 'b/1.wav')]
   assert rows['labels'].tolist() == ['rain', 'hail', 'b']
   samples, _ = soundfile.read(long, dtype='float32')
   np.testing.assert_allclose(
       rows['embeddings'][1],
       embedding.model().embed(samples[8000:8000 + 14400], HZ), atol=1e-5)
+
+
+def test_parts_that_differ_at_all_are_different_clips(clips):
+  (clips / 'parts.csv').write_text(
+      'path,label,start_s,duration_s\n'
+      'a/2.wav,x,12345.67,\na/2.wav,x,12345.71,\n'
+      'a/2.wav,x,0,5\na/2.wav,x,0,10\na/2.wav,x,,\n'
+      'a/2.wav,y,0,5\na/2.wav,x,0,5\n')
+  found, _, repeated = inputs.find(
+      [str(clips / 'parts.csv'), str(clips / 'a/2.wav')])
+  (clips / 'parts.csv').unlink()
+  assert [x.name.rpartition('2.wav')[2] for x in found] == [
+      '@12345.67s', '@12345.71s', '@0s+5s', '@0s+10s', '']
+  assert len({x.version for x in found}) == 5
+  assert [x.label for x in found] == ['x', 'x', 'x;y', 'x', 'x']
+  assert repeated == 3
 
 
 def test_embeddings_of_different_weights_are_not_mixed(
@@ -292,10 +361,12 @@ def test_a_classifier_tells_labels(clips, embed, fails, tmp_path):
 @pytest.mark.parametrize(
     'method', ['pca', pytest.param('tsne', marks=pytest.mark.slow)])
 def test_the_most_similar_clips_are_found_and_drawn(
-    method, clips, embed, fails, tmp_path):
+    method, clips, checkpoint, embed, fails, tmp_path, monkeypatch):
   path = tmp_path / 'out.npz'
-  embed(clips, '--output', path)
+  monkeypatch.chdir(pathlib.Path(checkpoint).parent)
+  embed(clips, '--output', path, of=pathlib.Path(checkpoint).name)
   query = names(clips)[2]
+  monkeypatch.chdir('/')
   lines = embed('--query', query, '--index', path, '--top', '3', of=None)
   assert lines.splitlines()[0] == f'1.000  {query}  (a)'
   assert len(lines.splitlines()) == 3
@@ -320,6 +391,9 @@ def _other(tmp_path):
 @pytest.mark.parametrize('message, args', [
     ('Give audio files, folders or manifests, --checkpoint, and either', ['x']),
     ('--query and --plot read embeddings that are there', ['--query', 'x']),
+    ('--query and --plot are two commands: give one of them at a time.',
+     ['--query', 'x', '--plot', 'y', '--index', 'z']),
+    ('--top=-3: give 1 or more.', [__file__, '--top', '-3']),
     ('There is no nowhere. Give audio files', ['nowhere', '--output', 'x.npz']),
     ('has the suffix .csv. Embeddings are written as .npz',
      [__file__, '--output', 'x.csv']),

@@ -12,10 +12,10 @@ import sys
 import jax
 
 from audio_mae_jax import cli
-from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import manifests
 from audio_mae_jax.embed import inputs
 from audio_mae_jax.embed import job
+from audio_mae_jax.embed import labels
 from audio_mae_jax.embed import model as model_lib
 from audio_mae_jax.embed import search
 
@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _action(options):
   """What the arguments ask for; raises ValueError if that is not clear."""
+  if options.top < 0:
+    raise ValueError(f'--top={options.top}: give 1 or more.')
+  if options.query and options.plot:
+    raise ValueError(
+        '--query and --plot are two commands: give one of them at a time.')
   if options.query or options.plot:
     if not options.index or options.inputs or options.output:
       raise ValueError(
@@ -100,7 +105,7 @@ def _load(options, checkpoint=None, overlap=None):
 
 
 def _embed(options):
-  clips, others = inputs.find(options.inputs)
+  clips, others, repeated = inputs.find(options.inputs)
   model = _load(options)
   done = job.run(
       model, options.checkpoint, clips, options.output, options.frames)
@@ -111,32 +116,33 @@ def _embed(options):
     print(f'{done["embedded"]:,} clips, {done["seconds"] / 3600:.2f} h, in '
           f'{wall_s:.1f} s: {done["embedded"] / wall_s:.4g} clips/s, '
           f'{done["seconds"] / wall_s:.4g} times real time.')
-  _tell_unused(done['bad'], done['listing'], others)
+  _tell_unused(done['bad'], done['listing'], others, repeated)
   if done['bad']:
     print(f'All of them: {options.output}.bad_files.json')
-  print(f'{done["clips"] - done["bad"]:,} embeddings of width {model.width}: '
+  print(f'{done["rows"]:,} embeddings of width {model.width}: '
         f'{options.output}')
 
 
 def _labels(options):
-  clips, others = inputs.find(options.inputs)
+  clips, others, repeated = inputs.find(options.inputs)
   model = _load(options)
   model.check_classifier()
   report = job.bad_files(len(clips))
-  for clip, (_, blocks) in zip(clips, job.ahead(model, clips)):
-    try:
-      scores = model.scores(blocks)
-    except audio_io.BadAudio as error:
-      report.add(clip.name, str(error))
+  for clip in labels.score_all(
+      model.programs, model.config, job.ahead(model, clips)):
+    if clip.error:
+      report.add(clip.name, clip.error)
       continue
     report.saw_good()
-    top = model_lib.Prediction(scores, model.classes).top(options.top)
+    top = model_lib.Prediction(clip.scores, model.classes).top(options.top)
     print(f'{clip.name}: '
           + ', '.join(f'{name} {score:.3f}' for name, score in top), flush=True)
-  _tell_unused(report.count, report.listing(), others)
+  _tell_unused(report.count, report.listing(), others, repeated)
 
 
-def _tell_unused(count, listing, others):
+def _tell_unused(count, listing, others, repeated):
+  if repeated:
+    print(f'{repeated:,} inputs name a clip again: each is taken once.')
   if count:
     print(f'{count:,} could not be used:\n{listing}')
   if others:

@@ -2,7 +2,7 @@
 
 All hold the same columns, a row for each clip:
 
-  names       text [n]: the file, with the start of a part of it
+  names       text [n]: the file; of a part PATH@STARTs+DURATIONs
   labels      text [n]: where the inputs name them
   versions    text [n]: tells a changed file from the one that was embedded
   seconds     float64 [n]: of audio
@@ -15,10 +15,12 @@ and, where frames were asked for, those of all clips one after another:
   counts      int64 [n]: how many belong to each clip
 
 In .parquet, frames and times_s are lists, one for each row. `settings` (JSON)
-say what made them. Files are written in blocks of rows, in constant memory.
+say what made them. Files are written and read in blocks of rows, in constant
+memory.
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import json
 import pathlib
 import zipfile
@@ -27,8 +29,10 @@ import numpy as np
 
 COLUMNS = ('names', 'labels', 'versions', 'seconds', 'embeddings')
 FRAMES = ('frames', 'times_s', 'counts')
+_OF_FRAMES = ('frames', 'times_s')  # a row for each frame
 _SETTINGS = 'settings'
 _ZARR_ROWS = 1024  # of a chunk
+_BLOCK_ROWS, _BLOCK_FRAMES = 256, 2**16  # at most, of what is read at once
 
 Rows = dict[str, np.ndarray]  # columns of some rows
 # Blocks of rows, from the first each time that it is called; of the columns
@@ -65,6 +69,13 @@ def read(path, columns: tuple[str, ...] = COLUMNS) -> Rows:
   Raises:
     ValueError: it is no file of embeddings.
   """
+  parts = list(read_blocks(path, columns))
+  return {name: np.concatenate([rows[name] for rows in parts])
+          for name in parts[0]}
+
+
+def read_blocks(path, columns: tuple[str, ...]) -> Iterator[Rows]:
+  """What `read` gives, some rows at a time."""
   return FORMATS[of(path)][1](path, columns)
 
 
@@ -116,8 +127,47 @@ def _write_npz(path, blocks, columns, settings):
 
 
 def _read_npz(path, columns):
-  with np.load(path) as file:
-    return {name: file[name] for name in columns if name in file}
+  with zipfile.ZipFile(path) as archive, contextlib.ExitStack() as stack:
+    there = set(archive.namelist())
+    yield from _arrays_in_blocks({
+        name: _npy(stack.enter_context(archive.open(f'{name}.npy')))
+        for name in dict.fromkeys((*columns, 'counts'))
+        if f'{name}.npy' in there}, columns)
+
+
+def _npy(file):
+  """(length, function of (start, stop) -> rows) of an array in a stream; the
+  next rows are to be asked for each time."""
+  header = {(1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0}
+  shape, in_columns, dtype = header[np.lib.format.read_magic(file)](file)
+  if in_columns:  # as NumPy saves what was transposed; all of it, then
+    whole = np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T
+    return shape[0], lambda start, stop: whole[start:stop]
+  num_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+  return shape[0], lambda start, stop: np.frombuffer(
+      file.read((stop - start) * num_bytes), dtype).reshape(-1, *shape[1:])
+
+
+def _arrays_in_blocks(arrays, columns):
+  """Blocks of `arrays`: {name: (length, function of (start, stop) -> rows)}."""
+  columns = [name for name in columns if name in arrays]
+  counts = None
+  if 'counts' in arrays:
+    length, read_counts = arrays['counts']
+    counts = read_counts(0, length)
+    arrays = arrays | {'counts': (length, lambda *at: counts[slice(*at)])}
+  total = len(counts) if counts is not None else arrays[columns[0]][0]
+  ends = np.zeros(total, int) if counts is None else np.cumsum(counts)
+  row = frame = 0
+  while row < total:
+    # Few rows, and few frames unless one row has more.
+    last = int(np.searchsorted(ends, frame + _BLOCK_FRAMES, 'right'))
+    last = max(min(row + _BLOCK_ROWS, last), row + 1)
+    stop = int(ends[last - 1])
+    yield {name: arrays[name][1](*((frame, stop) if name in _OF_FRAMES
+                                   else (row, last))) for name in columns}
+    row, frame = last, stop
 
 
 def _settings_of_npz(path):
@@ -167,11 +217,21 @@ def _arrow_column(arrow, rows, name):
 
 
 def _read_parquet(path, columns):
-  table = _pyarrow().parquet.read_table(path)
+  with _pyarrow().parquet.ParquetFile(path) as file:
+    there = set(file.schema_arrow.names)
+    wanted = [name for name in columns if name in there]
+    if 'counts' in columns and there.issuperset(_OF_FRAMES):
+      wanted = list(dict.fromkeys((*wanted, 'times_s')))
+    for i in range(file.num_row_groups):
+      found = _columns_of(file.read_row_group(i, wanted))
+      yield {name: found[name] for name in columns if name in found}
+
+
+def _columns_of(table):
   found = {}
-  for name in set(columns) & set(table.column_names):
+  for name in table.column_names:
     column = table[name].combine_chunks()
-    if name in FRAMES:
+    if name in _OF_FRAMES:
       found['counts'] = column.value_lengths().to_numpy().astype(np.int64)
       column = column.flatten()
     if hasattr(column.type, 'list_size'):
@@ -181,7 +241,7 @@ def _read_parquet(path, columns):
       found[name] = column.to_numpy(zero_copy_only=False)
       if found[name].dtype == object:
         found[name] = found[name].astype(str)
-  return {name: found[name] for name in columns if name in found}
+  return found
 
 
 def _settings_of_parquet(path):
@@ -221,19 +281,31 @@ def _write_zarr_array(folder, shape, dtype, parts):
 
 
 def _read_zarr(path, columns):
-  found = {}
-  for name in columns:
-    folder = pathlib.Path(path) / name
-    if not folder.is_dir():
-      continue
-    array = json.loads((folder / '.zarray').read_text())
-    dtype, chunk = np.dtype(array['dtype']), tuple(array['chunks'])
-    last = '.0' * (len(chunk) - 1)
-    parts = [np.fromfile(folder / f'{i}{last}', dtype).reshape(chunk)
-             for i in range(-(-array['shape'][0] // chunk[0]))]
-    empty = np.zeros((0, *chunk[1:]), dtype)
-    found[name] = np.concatenate([empty, *parts])[:array['shape'][0]]
-  return found
+  folders = {name: pathlib.Path(path) / name
+             for name in dict.fromkeys((*columns, 'counts'))}
+  yield from _arrays_in_blocks({
+      name: _zarr_array(folder) for name, folder in folders.items()
+      if folder.is_dir()}, columns)
+
+
+def _zarr_array(folder):
+  """(length, function of (start, stop) -> rows)."""
+  array = json.loads((folder / '.zarray').read_text())
+  dtype, (size, *shape) = np.dtype(array['dtype']), array['chunks']
+  last, width = '.0' * len(shape), int(np.prod(shape))
+
+  def read(start, stop):
+    parts = [np.zeros(0, dtype)]
+    while start < stop:
+      chunk, skipped = divmod(start, size)
+      count = min(stop - start, size - skipped)
+      parts.append(np.fromfile(
+          folder / f'{chunk}{last}', dtype, count * width,
+          offset=skipped * width * dtype.itemsize))
+      start += count
+    return np.concatenate(parts).reshape(-1, *shape)
+
+  return array['shape'][0], read
 
 
 def _settings_of_zarr(path):
@@ -241,7 +313,7 @@ def _settings_of_zarr(path):
   return json.dumps(json.loads(attributes)[_SETTINGS])
 
 
-# By suffix: functions that write, read, and read the settings.
+# By suffix: functions that write, read blocks, and read the settings.
 FORMATS = {
     '.npz': (_write_npz, _read_npz, _settings_of_npz),
     '.parquet': (_write_parquet, _read_parquet, _settings_of_parquet),

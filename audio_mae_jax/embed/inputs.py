@@ -13,7 +13,7 @@ _LEFT_OUT = 'not a suffix of audio that is read: ' + ', '.join(files.SUFFIXES)
 @dataclasses.dataclass(frozen=True)
 class Clip:
   """A file, or the part of one that a manifest lists."""
-  name: str  # as the result calls it: the path, with the start of a part
+  name: str  # as the result calls it: the path, and which part of it
   path: str
   label: str = ''  # the manifest's, several joined by ';'; or the folder's name
   start_s: float = 0.0
@@ -29,22 +29,24 @@ class Clip:
   def version(self) -> str:
     """Another one if the file or the part of it is another; '' if missing."""
     found = storage.version(self.path)
-    return found and f'{found} {self.start_s:g} {self.duration_s}'
+    return found and f'{found} {_exact(self.start_s)} {self.duration_s}'
 
 
-def find(inputs: list[str]) -> tuple[list[Clip], dict[str, str]]:
+def find(inputs: list[str]) -> tuple[list[Clip], dict[str, str], int]:
   """Clips of all `inputs`, each once, in their order.
 
   An input is an audio file, a folder, or a manifest (by its suffix); here or at
   an address.
 
   Returns:
-    The clips; and files of folders that are no audio, with the reason.
+    The clips; files of folders that are no audio, with the reason; and how many
+    clips were named more than once. Of those the labels of the first input
+    count, and of one manifest all of its labels.
 
   Raises:
     FileNotFoundError: there is no such input, or nothing in one.
   """
-  clips, others = {}, {}
+  clips, others, repeated = {}, {}, 0
   for place in inputs:
     place = os.path.expanduser(place)
     if storage.is_dir(place):
@@ -54,16 +56,18 @@ def find(inputs: list[str]) -> tuple[list[Clip], dict[str, str]]:
           f'There is no {place}. Give audio files, folders of them, or '
           f'manifests ({", ".join(manifests.FORMATS)}).')
     elif os.path.splitext(place)[1].lower() in manifests.FORMATS:
-      found = _manifest(place)
+      found, again = _manifest(place)
+      repeated += again
     else:
       found = [Clip(place, place, _parent(place))]
     for clip in found:
+      repeated += clip.name in clips
       clips.setdefault(clip.name, clip)
   if not clips:
     raise FileNotFoundError(
         f'No audio files in {", ".join(inputs)}. Looked for '
         f'{", ".join(files.SUFFIXES)}, in all folders below as well.')
-  return list(clips.values()), others
+  return list(clips.values()), others, repeated
 
 
 def _folder(place, others):
@@ -80,13 +84,24 @@ def _folder(place, others):
 def _manifest(place):
   rows = manifests.read(place)
   base = manifests.base_of(rows, place, [os.path.dirname(place)])
-  found = []
+  parts, labels = {}, {}
   for row in rows:
     path = storage.join(base, row.path)
-    name = f'{path}@{row.start_s:g}s' if row.start_s else path
-    found.append(Clip(name, path, ';'.join(row.labels), row.start_s,
-                      row.duration_s))
-  return found
+    name = path
+    if row.start_s or row.duration_s is not None:
+      name += f'@{_exact(row.start_s)}s'
+    if row.duration_s is not None:
+      name += f'+{_exact(row.duration_s)}s'
+    parts[name] = Clip(name, path, '', row.start_s, row.duration_s)
+    labels.setdefault(name, {}).update(dict.fromkeys(row.labels))
+  found = [dataclasses.replace(clip, label=';'.join(labels[name]))
+           for name, clip in parts.items()]
+  return found, len(rows) - len(found)
+
+
+def _exact(seconds):
+  """Digits that no other number has."""
+  return repr(float(seconds)).removesuffix('.0')
 
 
 def _parent(path):

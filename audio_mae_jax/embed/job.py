@@ -13,6 +13,7 @@ import numpy as np
 import tqdm
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import storage
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import report as report_lib
 from audio_mae_jax.embed import engine
@@ -31,7 +32,8 @@ def run(model: model_lib.Model, checkpoint: str, clips: list[inputs.Clip],
   """Embeds `clips` to `output`, those that are not there already.
 
   Returns:
-    'clips', 'skipped', 'embedded', 'bad', 'seconds' (of audio), 'wall_s'.
+    'clips', 'skipped', 'embedded', 'bad', their 'listing', 'rows' (of
+    `output`), 'seconds' (of audio), 'wall_s'.
 
   Raises:
     TooManyBadFiles: not one of the clips can be used; they are listed.
@@ -49,7 +51,8 @@ def run(model: model_lib.Model, checkpoint: str, clips: list[inputs.Clip],
       for clip, result in zip(wanted, engine.embed_all(
           model.programs, model.grid, sources, frames)):
         if result.error:
-          report.add(clip.name, result.error)
+          with _listed(report, output):
+            report.add(clip.name, result.error)
         else:
           report.saw_good()
           store.add(clip, _row(model, result, frames))
@@ -58,19 +61,34 @@ def run(model: model_lib.Model, checkpoint: str, clips: list[inputs.Clip],
         speed = seconds / max(time.monotonic() - begin, 1e-9)
         bar.set_postfix_str(f'{speed:.0f} x real time')
     store.finish()
+  _list(report, output)
+  return {'clips': len(clips), 'skipped': len(clips) - len(wanted),
+          'embedded': len(wanted) - report.count, 'bad': report.count,
+          'listing': report.listing(), 'rows': store.count,
+          'seconds': seconds, 'wall_s': time.monotonic() - begin}
+
+
+def _list(report, output):
   place = pathlib.Path(f'{output}.bad_files.json')
   place.unlink(missing_ok=True)  # of an earlier run
   report.write(place)
-  return {'clips': len(clips), 'skipped': len(clips) - len(wanted),
-          'embedded': len(wanted) - report.count, 'bad': report.count,
-          'listing': report.listing(), 'seconds': seconds,
-          'wall_s': time.monotonic() - begin}
+
+
+@contextlib.contextmanager
+def _listed(report, output):
+  """Lists what was bad if that ends the run."""
+  try:
+    yield
+  except report_lib.TooManyBadFiles:
+    _list(report, output)
+    raise
 
 
 def settings(model, checkpoint, frames) -> dict:
   """What is kept beside embeddings."""
   return {
-      'checkpoint': str(checkpoint), 'fingerprint': model.fingerprint,
+      'checkpoint': storage.absolute(checkpoint),
+      'fingerprint': model.fingerprint,
       'frames': frames, 'overlap': model.grid.overlap / model.grid.size,
       'sample_rate_hz': model.sample_rate_hz, 'frame_s': model.grid.frame_s,
       'width': model.width}

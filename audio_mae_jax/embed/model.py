@@ -16,15 +16,12 @@ import hashlib
 import os
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from audio_mae_jax import frontend
 from audio_mae_jax import weights as weights_lib
-from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import blocks
-from audio_mae_jax.data import pipeline
 from audio_mae_jax.embed import engine
+from audio_mae_jax.embed import labels
 from audio_mae_jax.embed import programs as programs_lib
 from audio_mae_jax.embed import stream as stream_lib
 from audio_mae_jax.embed import windows as windows_lib
@@ -124,11 +121,10 @@ class Model:
     self.check_classifier()
     sources, single = self._sources(audio, sample_rate)
     scores = []
-    for name, samples in sources:
-      try:
-        scores.append(self.scores(samples))
-      except audio_io.BadAudio as error:
-        raise ValueError(f'{name}: {error}.') from error
+    for clip in labels.score_all(self.programs, self.config, sources):
+      if clip.error:
+        raise ValueError(f'{clip.name}: {clip.error}.')
+      scores.append(clip.scores)
     return Prediction(
         scores[0] if single else np.stack(scores), self.classes)
 
@@ -143,21 +139,9 @@ class Model:
           'These weights are no classifier: they have an encoder, and no head. '
           'Load a run of a fine-tuning recipe (configs/finetune_*.py).')
 
-  def scores(self, samples) -> np.ndarray:
-    """Float32 [C] of blocks of one clip at the model's rate.
-
-    Raises:
-      audio_io.BadAudio: the clip cannot be used.
-    """
-    total, count = 0.0, 0
-    for part in _stretches(samples, pipeline.clip_samples(self.config),
-                           frontend.min_samples(self.config.frontend)):
-      logits = self.programs.classify([part])[0].astype(np.float64)
-      total, count = total + self._probabilities(logits), count + 1
-    return (total / count).astype(np.float32)
-
   def read(self, item: dict) -> Iterator[np.ndarray]:
-    """Blocks of an item of a source, for `scores` and `engine.embed_all`."""
+    """Blocks of an item of a source, for `labels.score_all` and
+    `engine.embed_all`."""
     data = self.config.data
     return blocks.read(
         item, sample_rate_hz=self.sample_rate_hz, resample=data.resample,
@@ -173,11 +157,6 @@ class Model:
     x = x - x.mean(-1, keepdims=True)
     x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + pointwise.EPSILON)
     return (x * scale + bias).astype(np.float32)
-
-  def _probabilities(self, logits):
-    if self.config.labels.multilabel:
-      return np.asarray(jax.nn.sigmoid(logits))
-    return np.asarray(jax.nn.softmax(logits))
 
   def _in_order(self, parts):
     embeddings, times_s = map(np.concatenate, zip(*parts))
@@ -267,24 +246,6 @@ def _after(samples, skip):
   for block in samples:
     yield block[skip:]
     skip = max(skip - len(block), 0)
-
-
-def _stretches(samples, length, least) -> Iterator[np.ndarray]:
-  """Clips of `length` samples from blocks; the last one may be shorter, and
-  comes if it is the only one or at least half as long."""
-  held, any_yet = np.zeros(0, np.float32), False
-  for block in samples:
-    held = np.concatenate([held, block])
-    while len(held) >= length:
-      yield held[:length]
-      held, any_yet = held[length:], True
-  if any_yet and len(held) < max(length // 2, least):
-    return
-  if len(held) < least:
-    raise audio_io.BadAudio(
-        'empty' if not len(held) else f'too short: {len(held)} samples, the '
-        f'model needs {least}')
-  yield held
 
 
 def _fingerprint(weights, grid):

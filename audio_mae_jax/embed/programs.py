@@ -51,18 +51,27 @@ class Programs:
     """The programs so far: (what, windows of a call, columns of each)."""
     return list(self._programs)
 
+  @property
+  def num_traced(self) -> int:
+    """Shapes of input for which one of the programs was compiled."""
+    return sum(run._cache_size() for run in self._programs.values())
+
   def _placed(self, weights):
     """The model's parameters on its devices, as a tree."""
     config = weights.config
     arrays = {name: np.asarray(x, np.float32)
               for name, x in weights.params.items()
               if name.split('/')[0] in ('encoder', 'fc_norm', 'head')}
-    if config.task == 'classify':
+    self._classifies = any(not name.startswith('encoder/') for name in arrays)
+    if self._classifies:
       self._model = classifier.make(config)
+    elif 'encoder/norm/scale' in arrays:
+      self._model = encoder_lib.make(config)
+      arrays = {name.removeprefix('encoder/'): x for name, x in arrays.items()}
     else:
-      self._model = encoder_lib.make(config, 'encoder/norm/scale' in arrays)
-      arrays = {name.removeprefix('encoder/'): x for name, x in arrays.items()
-                if name.startswith('encoder/')}
+      raise ValueError(
+          'These weights are the encoder of a classifier without the norm that '
+          'follows it: load the whole classifier (of `convert`, `--part all`).')
     trained = weights_lib.grid_of(config)
     pixels = jnp.zeros((1, trained[0] * trained[1], np.prod(config.patch.size)))
     shapes = jax.eval_shape(lambda: self._model.init(
@@ -119,7 +128,7 @@ class Programs:
     if key not in self._programs:
       _log.debug('Compiling %s for %d windows of %d columns.', *key)
       make = {'encode': self._encode, 'classify': self._classify}[what]
-      self._programs[key] = jax.jit(sharding.known(self._mesh, make(columns)))
+      self._programs[key] = sharding.jit(self._mesh, make(columns))
     return jax.device_get(self._programs[key](
         self._params, *jax.device_put((audio, *lengths), place)))
 
@@ -134,8 +143,8 @@ class Programs:
     def run(params, audio, num_samples, num_columns):
       pixels = patches_lib.patchify(
           frontend.features(audio, num_samples, spec), config.patch)
-      params, model = params, self._model
-      if config.task == 'classify':
+      model = self._model
+      if self._classifies:
         params, model = params['encoder'], encoder_lib.make(
             config, 'norm' in params['encoder'])
       x = model.apply({'params': params}, pixels, (columns, bands),

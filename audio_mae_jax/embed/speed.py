@@ -64,13 +64,15 @@ def _new_lengths(model):
   low = grid.size // 2 + 1
   lengths = sorted({grid.samples(n) for n in (low, grid.size)}
                    | {grid.samples(low) + 17, grid.samples(grid.size) - 33})
-  before = len(model.programs.compiled)
+  programs, before = model.programs, len(model.programs.compiled)
+  traced = programs.num_traced
   for length in lengths:
     model.embed(_noise(1, length)[0], model.sample_rate_hz)
-  if len(model.programs.compiled) != before:
+  if len(programs.compiled) != before or programs.num_traced != traced:
     raise RuntimeError(
         f'{len(lengths)} lengths of one bucket have compiled '
-        f'{model.programs.compiled[before:]}: this must not be.')
+        f'{programs.compiled[before:]}, and {programs.num_traced - traced} '
+        'shapes of input: this must not be.')
   return len(lengths)
 
 

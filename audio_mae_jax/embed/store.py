@@ -68,7 +68,7 @@ class Store:
     if self._path.exists():
       self._check(formats.read_settings(self._path), self._path)
     known = self._parts / _SETTINGS
-    if known.exists():
+    if self._numbered() and known.exists():  # else of no rows
       self._check(json.loads(known.read_text()), self._parts)
     partial = known.with_suffix('.partial')
     partial.write_text(json.dumps(self._settings))
@@ -87,12 +87,18 @@ class Store:
     version = self._versions[clip.name] = clip.version
     return self._done.get(clip.name, '') == version != ''
 
+  @property
+  def count(self) -> int:
+    """Rows of the output, its parts, and what was added."""
+    return len(self._done)
+
   def add(self, clip: inputs.Clip, row: dict):
     """Takes the other columns of a clip; from time to time writes a part."""
     # As it was when it was asked for: it may have changed since it was read.
     version = self._versions.get(clip.name) or clip.version
     self._rows.append(row | {
         'names': clip.name, 'labels': clip.label, 'versions': version})
+    self._done[clip.name] = version
     if (len(self._rows) >= _PART_ROWS
         or time.monotonic() - self._since > _PART_S):
       self.save()
@@ -138,14 +144,15 @@ class Store:
     last = {name: (i, j) for i, found in enumerate(names)
             for j, name in enumerate(found)}
     for i, (place, found) in enumerate(zip(places, names)):
-      keep = np.array([last[name] == (i, j) for j, name in enumerate(found)])
-      if not keep.any():
-        continue
-      rows = formats.read(place, tuple(dict.fromkeys((*columns, 'counts'))))
-      if 'counts' in rows:
-        frames = np.repeat(keep, rows['counts'])
-      yield {name: x[frames if name in ('frames', 'times_s') else keep]
-             for name, x in rows.items()}
+      kept = np.array([last[name] == (i, j) for j, name in enumerate(found)])
+      for rows in formats.read_blocks(
+          place, tuple(dict.fromkeys((*columns, 'names', 'counts')))):
+        keep, kept = np.split(kept, [len(rows['names'])])
+        if 'counts' in rows:
+          frames = np.repeat(keep, rows['counts'])
+        if keep.any():
+          yield {name: x[frames if name in ('frames', 'times_s') else keep]
+                 for name, x in rows.items()}
 
 
 def _remove(path):

@@ -34,9 +34,7 @@ class Stream:
     Raises:
       ValueError: the samples cannot be used, or the stream has ended.
     """
-    if self._ended:
-      raise ValueError(
-          'The stream has ended: begin another one with model.stream(RATE).')
+    self._check()
     item = {'audio': np.asarray(chunk), 'sample_rate_hz': self._rate}
     try:
       # At its own rate: the stream has one resampler for all chunks.
@@ -51,14 +49,15 @@ class Stream:
     """The remaining frames, now that there are no more chunks.
 
     Raises:
-      ValueError: all chunks together are too short.
+      ValueError: all chunks together are too short, or the stream has ended.
     """
+    self._check()
+    self._ended = True
     windows = self._recording.push(self._resampler.finish())
     try:
       windows += self._recording.finish()
     except audio_io.BadAudio as error:
       raise ValueError(f'The stream cannot be used: {error}.') from error
-    self._ended = True
     return self._joined(
         [self._encoded(windows), self._normed(self._recording.rest())])
 
@@ -67,6 +66,11 @@ class Stream:
     """Float32 [D], the mean of the frames so far; None before the first."""
     mean = self._recording.mean
     return None if mean is None else self._model.normed(mean)
+
+  def _check(self):
+    if self._ended:
+      raise ValueError(
+          'The stream has ended: begin another one with model.stream(RATE).')
 
   def _encoded(self, windows):
     pairs = [(self._recording, window) for window in windows]

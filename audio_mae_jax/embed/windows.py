@@ -105,8 +105,9 @@ def layout(config: config_lib.Config, overlap: float = 0.25) -> Layout:
   grid = Layout(spec, frames, step, 1, 1)
   size = min(grid.columns(pipeline.clip_samples(config)),
              weights_lib.grid_of(config)[0])
-  # An even overlap: both windows give the same share of it.
-  shared = min(2 * round(size * overlap / 2), size - 1)
+  # An even overlap: both windows give the same share of it. Half a window at
+  # most: what comes next but one would overlap as well.
+  shared = min(2 * round(size * overlap / 2), 2 * (size // 4))
   return dataclasses.replace(grid, size=size, hop=size - shared)
 
 
