@@ -134,6 +134,23 @@ def test_a_clip_has_as_many_steps_as_it_fills_by_half():
   assert program_lib.make(weights_of('pretrained'), 2.0).grid[0] == 25
 
 
+@pytest.mark.parametrize('name', [
+    'classifier', 'overlapping patches, table, another front end'])
+def test_every_product_asks_for_all_of_float32(name):
+  text = jax.jit(program_of(name)).lower(jax.ShapeDtypeStruct(
+      (1, 5003), np.float32)).as_text()
+  products = re.findall(r'stablehlo\.(?:dot_general|convolution).*', text)
+  assert len(products) > 5
+  assert [line for line in products if line.count('HIGHEST') != 2] == []
+
+
+def test_a_callers_array_is_left_as_it_is():
+  audio = real_audio(400)[:1] + np.float32(0.25)
+  before = audio.copy()
+  program_of('pretrained')(audio)  # not compiled: NumPy comes as it is
+  np.testing.assert_array_equal(audio, before)
+
+
 @pytest.mark.parametrize('name', MODELS)
 def test_onnx_computes_what_the_model_does(name, tmp_path):
   program = program_of(name)

@@ -44,6 +44,11 @@ class Program:
     patches; 'embedding' [B, D] is of all of it; 'scores' [B, C], of
     classifiers, are probabilities.
     """
+    # Else a GPU takes TF32 for float32, and a TPU bfloat16.
+    with jax.default_matmul_precision('highest'):
+      return self._compute(waveform)
+
+  def _compute(self, waveform):
     x, steps = self._tokens(waveform)
     frames = x[:, 1:].reshape(x.shape[0], steps, self.grid[1], -1).mean(2)
     found = {'embedding': frames.mean(1), 'frames': frames}
@@ -195,7 +200,7 @@ def num_steps(frames, patch: config_lib.Patch):
 def _log_mel(waveform, spec):
   """[B, S] -> [B, frames, F]: of all frames that lie wholly inside."""
   # As augment.remove_mean, of clips that are valid to their end.
-  waveform -= waveform.sum(1, keepdims=True) / waveform.shape[1]
+  waveform = waveform - waveform.sum(1, keepdims=True) / waveform.shape[1]
   used = frontend.covered(
       frontend.num_frames(waveform.shape[1], spec), spec)
   # Behind the last frame nothing is used, and symbols are easier to divide.
