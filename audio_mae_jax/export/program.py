@@ -21,6 +21,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import weights as weights_lib
+from audio_mae_jax.data import audio_io
 from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import pointwise
 
@@ -126,10 +127,15 @@ class Program:
 
   def facts(self) -> dict:
     """What a consumer has to know, in plain types; sizes are in samples."""
-    spec, patch = self.config.frontend, self.config.patch
+    spec, patch, data = (
+        self.config.frontend, self.config.patch, self.config.data)
     step = patches_lib.resolve_stride(patch)[0]
     return {
         'sample_rate_hz': spec.sample_rate_hz,
+        # As in training: how files are made mono, and the quality of soxr for
+        # those of another rate, which without one are refused.
+        'channels': data.channels,
+        'resample': audio_io.RESAMPLERS[data.resample],
         'min_samples': self.min_samples, 'max_samples': self.max_samples,
         # Time step i is of `span_samples` from i * `step_samples` on.
         'max_steps': self.grid[0],
