@@ -106,6 +106,20 @@ def test_transform_is_the_front_ends_and_is_undone(clip, transform):
   assert np.median(np.abs(off)) < 0.05
 
 
+def test_frames_that_leave_samples_out_give_no_sound():
+  spec = CONFIG.frontend
+  for window, hop_ms in (('hann', 25), ('hamming', 30)):
+    with pytest.raises(ValueError, match=f'every frontend.hop_ms={hop_ms} give '
+                       f"no sound: .* the window '{window}'"):
+      sound.Transform(dataclasses.replace(
+          spec, window=window, hop_ms=hop_ms), 4)
+  for window, hop_ms in (('hann', 12.5), ('hamming', 25)):
+    transform = sound.Transform(dataclasses.replace(
+        spec, window=window, hop_ms=hop_ms), 4)
+    x = np.random.default_rng(0).normal(size=transform.num_samples)
+    assert snr_db(x, transform.inverse(transform(x))) > 200
+
+
 def test_inverse_is_nearest_for_spectra_of_no_waveform(clip, transform):
   """By the definition: windowed frames, added, over the sum of windows."""
   rng = np.random.default_rng(0)

@@ -78,12 +78,12 @@ def run(model: model_lib.Model, clip: clip_lib.Clip, settings: Settings,
   """
   settings = dataclasses.replace(settings, layer=settings.layer or model.depth)
   _check(settings)
+  transform = sound.Transform(clip.spec, clip.spec.num_frames)
   kinds, left_out = _kinds(model, clip, settings)
   for reason in left_out:
     tell(f'Left out: {reason}')
   nothing = np.zeros(np.prod(model.grid(clip.spectrogram.shape)), bool)
   attention = model.attention(clip.spectrogram, nothing, settings.layer)
-  transform = sound.Transform(clip.spec, clip.spec.num_frames)
   views = []
   for hidden in kinds:
     tell(f'{hidden.title} ...')
