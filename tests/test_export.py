@@ -1,5 +1,6 @@
 """Exports compute what the model does, on real audio, without its libraries."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -22,6 +23,7 @@ from audio_mae_jax import export
 from audio_mae_jax import frontend
 from audio_mae_jax import patches
 from audio_mae_jax import weights as weights_lib
+from audio_mae_jax.data import audio_io
 from audio_mae_jax.export import __main__ as command
 from audio_mae_jax.export import program as program_lib
 from audio_mae_jax.export import report
@@ -132,6 +134,23 @@ def test_a_clip_has_as_many_steps_as_it_fills_by_half():
   assert steps(program.max_samples) == 8
   assert program.max_samples == of(68) - 1  # 68 would fill half of the ninth
   assert program_lib.make(weights_of('pretrained'), 2.0).grid[0] == 25
+
+
+@pytest.mark.parametrize('name', [
+    'classifier', 'overlapping patches, table, another front end'])
+def test_every_product_asks_for_all_of_float32(name):
+  text = jax.jit(program_of(name)).lower(jax.ShapeDtypeStruct(
+      (1, 5003), np.float32)).as_text()
+  products = re.findall(r'stablehlo\.(?:dot_general|convolution).*', text)
+  assert len(products) > 5
+  assert [line for line in products if line.count('HIGHEST') != 2] == []
+
+
+def test_a_callers_array_is_left_as_it_is():
+  audio = real_audio(400)[:1] + np.float32(0.25)
+  before = audio.copy()
+  program_of('pretrained')(audio)  # not compiled: NumPy comes as it is
+  np.testing.assert_array_equal(audio, before)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -258,6 +277,39 @@ def test_the_consumer_embeds_files_where_jax_cannot_be_imported(onnx_folder):
   _check_long(found, audio)
 
 
+def test_the_consumer_makes_waveforms_as_training_did(tmp_path):
+  pytest.importorskip('onnxruntime')
+  from audio_mae_jax.export import onnx_consumer
+  weights = weights_of('classifier')
+  data = weights.config.data
+  stereo = np.stack([real_audio(9000)[0], real_audio(9000)[1]], 1)
+  heard = lambda encoder: encoder.embed(stereo, 32_000)['embedding']
+  for i, (channels, resample) in enumerate((
+      ('mean', 'soxr_hq'), ('first', 'soxr_vhq'), ('first', 'error'))):
+    program = program_lib.make(dataclasses.replace(
+        weights, classes=(), config=dataclasses.replace(
+            weights.config, data=dataclasses.replace(
+                data, channels=channels, resample=resample))))
+    (tmp_path / str(i)).mkdir()
+    run = exported('onnx', program, tmp_path / str(i))
+    encoder = onnx_consumer.Encoder(tmp_path / str(i) / 'model.onnx')
+    if resample == 'error':
+      with pytest.raises(ValueError, match='sampled at 32000 Hz'):
+        heard(encoder)
+      break
+    waveform = audio_io.load(
+        {'audio': stereo, 'sample_rate_hz': 32_000, 'id': 'a', 'start_s': 0.0,
+         'duration_s': None}, sample_rate_hz=16_000, num_samples=4500,
+        crop='start', rng=np.random.default_rng(0), resample=resample,
+        channels=channels)
+    np.testing.assert_allclose(
+        heard(encoder), run(waveform[None])['embedding'][0], rtol=0, atol=1e-5)
+  best = onnx_consumer._best(
+      encoder.embed(stereo, 16_000), encoder.facts['classes'])  # has no names
+  assert len(best) == 3
+  assert all(re.fullmatch(r'[012]=0\.\d{3}', x) for x in best)
+
+
 def _check_long(found, audio):
   """25,000 samples: windows of 8 steps of 1,280, of 10,480 samples each."""
   compiled = jax.jit(program_of('classifier'))
@@ -356,5 +408,5 @@ def test_documented_facts_are_there():
   text = (ROOT / 'docs' / 'export.md').read_text()
   facts = program_of('classifier').facts()
   for name in ('sample_rate_hz', 'min_samples', 'max_samples', 'span_samples',
-               'step_samples', 'max_steps', 'classes'):
+               'step_samples', 'max_steps', 'channels', 'resample', 'classes'):
     assert name in facts and (name in text or name == 'classes')

@@ -1,6 +1,7 @@
 """What is hidden, filled and heard in a report of reconstructions."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import tiny
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
+from audio_mae_jax import losses
 from audio_mae_jax import masking
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax.models import attention
@@ -102,6 +104,20 @@ def test_transform_is_the_front_ends_and_is_undone(clip, transform):
   # The lowest bins hold what the front end takes from each frame's mean.
   assert np.sqrt(np.square(off[:, 24:]).mean()) < 0.5
   assert np.median(np.abs(off)) < 0.05
+
+
+def test_frames_that_leave_samples_out_give_no_sound():
+  spec = CONFIG.frontend
+  for window, hop_ms in (('hann', 25), ('hamming', 30)):
+    with pytest.raises(ValueError, match=f'every frontend.hop_ms={hop_ms} give '
+                       f"no sound: .* the window '{window}'"):
+      sound.Transform(dataclasses.replace(
+          spec, window=window, hop_ms=hop_ms), 4)
+  for window, hop_ms in (('hann', 12.5), ('hamming', 25)):
+    transform = sound.Transform(dataclasses.replace(
+        spec, window=window, hop_ms=hop_ms), 4)
+    x = np.random.default_rng(0).normal(size=transform.num_samples)
+    assert snr_db(x, transform.inverse(transform(x))) > 200
 
 
 def test_inverse_is_nearest_for_spectra_of_no_waveform(clip, transform):
@@ -251,6 +267,33 @@ def test_only_fills_that_say_so_know_what_is_hidden(clip, model, make):
     same = np.allclose(one[key], two[key], atol=1e-5)
     assert same == (key in ('interpolation', 'model')), key
     np.testing.assert_array_equal(one[key][~gone], clip.spectrogram[~gone])
+
+
+@pytest.mark.parametrize('normalize', [False, True])
+def test_what_lies_under_no_patch_is_interpolated(tmp_path, normalize):
+  config = tiny.config(tiny.MODEL, {
+      'patch.stride': (5, 10), 'objective.normalize_patches': normalize})
+  soundfile.write(tmp_path / 'a.wav', tones(), RATE)
+  clip = clip_lib.read(tmp_path / 'a.wav', config)
+  x, patch = clip.spectrogram, config.patch
+  assert x.shape == (63, 128)  # 12 x 12 patches: of bins only 126
+  answer = patches_lib.patchify(x[None], patch)
+  if normalize:
+    answer = losses.normalize_patches(answer)
+  oracle = types.SimpleNamespace(
+      config=config, predict=lambda *_: np.asarray(answer[0]),
+      grid=lambda shape: patches_lib.grid_of(shape, patch))
+  key = 'leaked' if normalize else 'model'
+  gap = hiding.gaps(60, clip, patch, 1, seed=0)
+  found = study_lib.fills(
+      oracle, clip, gap.removed[0], gap.hidden[0])
+  np.testing.assert_allclose(found[key][:, :126], x[:, :126], atol=1e-4)
+  np.testing.assert_array_equal(
+      found[key][:, 126:], found['interpolation'][:, 126:])
+  band = hiding.bands(4000, clip, patch)
+  found = study_lib.fills(oracle, clip, band.removed[0], band.hidden[0])
+  np.testing.assert_array_equal(
+      found['model'][:, 126:], np.repeat(found['model'][:, 125:126], 2, 1))
 
 
 def test_strategies_are_those_of_training(clip):

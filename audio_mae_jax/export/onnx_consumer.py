@@ -40,13 +40,19 @@ class Encoder:
     """
     facts, rate = self.facts, self.facts['sample_rate_hz']
     audio = np.asarray(audio, np.float32)
-    audio = audio.mean(1) if audio.ndim == 2 else audio
+    if audio.ndim == 2:
+      audio = audio[:, 0] if facts['channels'] == 'first' else audio.mean(1)
     if audio.ndim != 1 or not audio.size or not np.isfinite(audio).all():
       raise ValueError(
           f'Audio is samples [n] or [n, channels], at least one, all finite; '
           f'this is {list(audio.shape)}.')
     if sample_rate_hz != rate:
-      audio = soxr.resample(audio, sample_rate_hz, rate, quality='HQ')
+      if not facts['resample']:
+        raise ValueError(
+            f'It is sampled at {sample_rate_hz} Hz, and this model was trained '
+            f'on files at {rate} Hz alone: convert it first.')
+      audio = soxr.resample(
+          audio, sample_rate_hz, rate, quality=facts['resample'])
     audio = np.pad(audio, (0, max(0, facts['min_samples'] - len(audio))))
     names = facts['outputs']
     parts = [dict(zip(names, self._session.run(names, {'waveform': x[None]})))
@@ -101,11 +107,12 @@ def main():
 
 
 def _best(found, classes, count=3):
-  """The names of the highest scores, if there are any."""
-  if not classes or 'scores' not in found:
+  """The highest scores, if there are any, by names or numbers of classes."""
+  if 'scores' not in found:
     return []
   order = np.argsort(-found['scores'])[:count]
-  return [f'{classes[i]}={found["scores"][i]:.3f}' for i in order]
+  return [f'{classes[i] if classes else i}={found["scores"][i]:.3f}'
+          for i in order]
 
 
 if __name__ == '__main__':

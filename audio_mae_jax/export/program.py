@@ -21,6 +21,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import weights as weights_lib
+from audio_mae_jax.data import audio_io
 from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import pointwise
 
@@ -44,6 +45,11 @@ class Program:
     patches; 'embedding' [B, D] is of all of it; 'scores' [B, C], of
     classifiers, are probabilities.
     """
+    # Else a GPU takes TF32 for float32, and a TPU bfloat16.
+    with jax.default_matmul_precision('highest'):
+      return self._compute(waveform)
+
+  def _compute(self, waveform):
     x, steps = self._tokens(waveform)
     frames = x[:, 1:].reshape(x.shape[0], steps, self.grid[1], -1).mean(2)
     found = {'embedding': frames.mean(1), 'frames': frames}
@@ -121,10 +127,15 @@ class Program:
 
   def facts(self) -> dict:
     """What a consumer has to know, in plain types; sizes are in samples."""
-    spec, patch = self.config.frontend, self.config.patch
+    spec, patch, data = (
+        self.config.frontend, self.config.patch, self.config.data)
     step = patches_lib.resolve_stride(patch)[0]
     return {
         'sample_rate_hz': spec.sample_rate_hz,
+        # As in training: how files are made mono, and the quality of soxr for
+        # those of another rate, which without one are refused.
+        'channels': data.channels,
+        'resample': audio_io.RESAMPLERS[data.resample],
         'min_samples': self.min_samples, 'max_samples': self.max_samples,
         # Time step i is of `span_samples` from i * `step_samples` on.
         'max_steps': self.grid[0],
@@ -195,7 +206,7 @@ def num_steps(frames, patch: config_lib.Patch):
 def _log_mel(waveform, spec):
   """[B, S] -> [B, frames, F]: of all frames that lie wholly inside."""
   # As augment.remove_mean, of clips that are valid to their end.
-  waveform -= waveform.sum(1, keepdims=True) / waveform.shape[1]
+  waveform = waveform - waveform.sum(1, keepdims=True) / waveform.shape[1]
   used = frontend.covered(
       frontend.num_frames(waveform.shape[1], spec), spec)
   # Behind the last frame nothing is used, and symbols are easier to divide.

@@ -19,10 +19,11 @@ from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import layers
 from audio_mae_jax.models import mae
 
-# Of the compiler for CPUs: half of its time, where products are most of the
-# work, which it leaves to a library.
-_QUICKLY = {'xla_backend_optimization_level': '0',
-            'xla_llvm_disable_expensive_passes': True}
+# Half of the compiler's time on CPUs, for programs that take longer. Each runs
+# up to some ten times: small models gain by it, and large ones lose
+# (docs/performance.md). The limit lies between two that were measured.
+_QUICKLY = {'xla_backend_optimization_level': '0'}
+_SMALL = 10_000_000  # parameters
 
 
 class Model:
@@ -42,7 +43,9 @@ class Model:
         {name: jnp.asarray(x, jnp.float32) for name, x in flat.items()},
         sep='/')
     self._mae = mae.make(self.config)
-    options = _QUICKLY if jax.default_backend() == 'cpu' else None
+    quickly = (jax.default_backend() == 'cpu'
+               and self.num_parameters < _SMALL)
+    options = _QUICKLY if quickly else None
     self._predict = jax.jit(
         lambda params, patches, mask, grid: self._mae.apply(
             {'params': params}, patches, grid, mask).prediction,

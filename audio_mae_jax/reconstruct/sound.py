@@ -20,6 +20,8 @@ RANGE_DB = 80.0
 _SILENCE = 1e-9  # power of a bin; a sine at full scale has some 1e4
 # At 0 Hz a pre-emphasis of 1 leaves nothing that could be divided by.
 _LEAST_GAIN = 1e-2
+# Of the sample under the most weight of windows: with less none comes back.
+_LEAST_WEIGHT = 1e-3
 
 
 class Transform:
@@ -27,6 +29,9 @@ class Transform:
 
   Spectra are complex [..., frames + 2 * margin, bins]; the bins are those of
   the front end, and the one at half of the sample rate.
+
+  Raises:
+    ValueError: the front end's frames leave samples out, and cannot be undone.
   """
 
   def __init__(self, spec: config.Frontend, num_frames: int):
@@ -41,6 +46,12 @@ class Transform:
     self._frame = taps * self.hop
     padded = np.pad(self.window, (0, self._frame - len(self.window)))
     weight = np.square(padded).reshape(taps, self.hop).sum(0)
+    if weight.min() < _LEAST_WEIGHT * weight.max():
+      raise ValueError(
+          f'Frames of frontend.window_ms={spec.window_ms:g} every '
+          f'frontend.hop_ms={spec.hop_ms:g} give no sound: between two of them '
+          f'there are samples that the window {spec.window!r} leaves out. '
+          'Take a model whose hop is at most half of its window.')
     self._dual = padded / np.tile(weight, taps)
 
   @property

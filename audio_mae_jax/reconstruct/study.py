@@ -78,12 +78,12 @@ def run(model: model_lib.Model, clip: clip_lib.Clip, settings: Settings,
   """
   settings = dataclasses.replace(settings, layer=settings.layer or model.depth)
   _check(settings)
+  transform = sound.Transform(clip.spec, clip.spec.num_frames)
   kinds, left_out = _kinds(model, clip, settings)
   for reason in left_out:
     tell(f'Left out: {reason}')
   nothing = np.zeros(np.prod(model.grid(clip.spectrogram.shape)), bool)
   attention = model.attention(clip.spectrogram, nothing, settings.layer)
-  transform = sound.Transform(clip.spec, clip.spec.num_frames)
   views = []
   for hidden in kinds:
     tell(f'{hidden.title} ...')
@@ -162,7 +162,8 @@ def fills(model, clip, removed, hidden) -> dict[str, np.ndarray]:
   """Spectrograms [T, F] with the `hidden` cells filled, by Fill.key.
 
   The model's are no louder than the loudest cell that is visible: an error of
-  a level is otherwise an exponent of loudness.
+  a level is otherwise an exponent of loudness. Where it has no patch, its
+  spectrogram is interpolated.
   """
   patch, x = model.config.patch, clip.spectrogram
   patches = np.asarray(patches_lib.patchify(x[None], patch))[0]
@@ -176,6 +177,10 @@ def fills(model, clip, removed, hidden) -> dict[str, np.ndarray]:
   drawn = {key: filling.draw(y, x.shape, patch) for key, y in drawn.items()}
   drawn[MODEL] = filling.join(
       drawn[MODEL], x, hiding.pixels(removed[None], x.shape, patch)[0], hidden)
+  # Overlapping patches may leave bins at the top that lie under none of them.
+  under = hiding.pixels(np.ones_like(removed)[None], x.shape, patch)[0]
+  drawn = {key: filling.interpolate(np.where(hidden, y, x), under | ~hidden)
+           for key, y in drawn.items()}
   loudest = x[~hidden].max()
   return {
       INTERPOLATION: filling.interpolate(x, ~hidden),
