@@ -251,7 +251,7 @@ def _compute(config, params, split, place, tokens, devices):
   encoder = encoder_lib.make(config, final_norm='norm/scale' in params)
   mesh = sharding.make_mesh(config.mesh, config.train.batch_size, devices)
   embed = embedder(encoder, config, mesh, tokens)
-  on_device = _place(params, placed(encoder, config, mesh))
+  on_device = fit(params, placed(encoder, config, mesh))
   with contextlib.ExitStack() as stack:
     store = None
     if distributed.is_first():
@@ -310,7 +310,8 @@ def placed(encoder, config: config_lib.Config, mesh: jax.sharding.Mesh):
       shapes, sharding.state(mesh, shapes))
 
 
-def _place(params, shapes):
+def fit(params, shapes):
+  """`step.place` of all leaves; ValueError if any is missing or unlike."""
   wrong = compare.differences(
       {name: x.shape for name, x in trees.flatten(shapes).items()},
       {name: x.shape for name, x in params.items()})

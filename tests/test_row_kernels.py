@@ -89,3 +89,34 @@ def test_on_several_devices_each_has_its_own_rows():
     (768, True), (192, True), (1280, True), (32, False), (100, False)])
 def test_what_has_no_wide_pieces_is_left_to_the_compiler(channels, taken):
   assert row_kernels.takes((2, channels)) == taken
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+  """Norm and MLP take their kernels, which are interpreted."""
+  for name in ('norm', 'norm_back', 'gelu_back'):
+    monkeypatch.setattr(row_kernels, name, functools.partial(
+        getattr(row_kernels, name), interpret=True))
+  monkeypatch.setattr(pointwise, '_kernels', lambda x: row_kernels)
+
+
+def gradients(fn, *args):
+  y, back = jax.vjp(fn, *args)
+  return [y, *jax.tree.leaves(back(jnp.cos(
+      jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype)))]
+
+
+def test_norm_and_mlp_are_the_same_with_kernels(request):
+  x, add = arrays((3, 5, 64), 'bfloat16', 2)
+  draw = lambda key, *shape: jax.random.normal(jax.random.key(key), shape) / 8
+  scale, bias = 1 + draw(0, 64), draw(1, 64)
+  fc1 = draw(2, 64, 128).astype('bfloat16'), draw(3, 128)
+  fc2 = draw(4, 128, 64).astype('bfloat16'), draw(5, 64)
+  calls = [(pointwise.layer_norm, x, scale, bias, add),
+           (pointwise.mlp, x, fc1, fc2)]
+  want = [gradients(*call) for call in calls]
+  request.getfixturevalue('on_a_gpu')
+  for call, result in zip(calls, want):
+    assert 'pallas_call' in str(jax.make_jaxpr(gradients, static_argnums=0)(
+        *call))
+    check(gradients(*call), result, 'bfloat16')

@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audio_mae_jax import compare
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import features
 from audio_mae_jax import frontend
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import sharding
-from audio_mae_jax import step as step_lib
-from audio_mae_jax import trees
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.embed import windows as windows_lib
@@ -76,13 +74,7 @@ class Programs:
     pixels = jnp.zeros((1, trained[0] * trained[1], np.prod(config.patch.size)))
     shapes = jax.eval_shape(lambda: self._model.init(
         jax.random.key(0), pixels, trained)['params'])
-    wrong = compare.differences(
-        {name: x.shape for name, x in trees.flatten(shapes).items()},
-        {name: x.shape for name, x in arrays.items()})
-    if wrong:
-      raise ValueError(
-          f'The weights do not fit the model that they say they are:\n{wrong}')
-    return step_lib.place(arrays, jax.tree.map(
+    return features.fit(arrays, jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=sharding.replicated(self._mesh)),
         shapes))
