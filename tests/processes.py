@@ -11,6 +11,7 @@ import time
 from audio_mae_jax import record
 
 ROOT = pathlib.Path(__file__).parents[1]
+MAIN = 'audio_mae_jax.main'
 # One device a process: XLA's threads on few cores starve with more.
 _ENV = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'NPROC': '16',
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
@@ -63,7 +64,8 @@ class Run:
       self.logs.append(log)
       with open(log, 'w') as file:
         self.processes.append(subprocess.Popen(
-            [sys.executable, '-m', 'audio_mae_jax.main', f'--config={recipe}',
+            [sys.executable, '-m', MAIN if i == 0 else 'tests.writing_main',
+             f'--config={recipe}',
              f'--config.workdir={workdir}', *several, *flags,
              *(each or {}).get(i, ())],
             cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,

@@ -107,7 +107,7 @@ class Synthetic(files.Source):
 
   def __getitem__(self, i):
     rng = np.random.default_rng(i)
-    label = i % len(self.class_names)
+    label, = self.labels_of(i)
     time = np.arange(round(self._clip_s * _SYNTHETIC_HZ)) / _SYNTHETIC_HZ
     hz, to_hz, beat_hz = rng.uniform((100, 500, 0.5), (2000, 6000, 4))
     if label == 0:
@@ -129,6 +129,9 @@ class Synthetic(files.Source):
 
   def name_of(self, i):
     return f'synthetic {i}'
+
+  def labels_of(self, i):
+    return (i % len(self.class_names),)
 
 
 def _classes(rows, place, table):
