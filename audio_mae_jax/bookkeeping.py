@@ -133,6 +133,7 @@ class Bookkeeper:
   def log(self, step):
     """A line of the record: means over the steps since the one before."""
     self._workdir.push_now_and_then()
+    self._checkpoints.check()
     self._read()
     if not self._unlogged:
       return

@@ -24,6 +24,7 @@ import numpy as np
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import copies
+from audio_mae_jax import damage
 from audio_mae_jax import distributed
 from audio_mae_jax import fingerprint
 from audio_mae_jax import meta as meta_lib
@@ -66,6 +67,10 @@ class Checkpoints:
             keep_period=settings.keep_every_steps or None,
             create=True, cleanup_tmp_directories=True,
             enable_async_checkpointing=True))
+    # Orbax would ask JAX whether a SIGTERM came, with steps: JAX has one count
+    # for all who ask, `distributed.asked_to_stop` has another, and where one
+    # sets back the other's the signal is never heard.
+    self._manager.reached_preemption = lambda step: False
 
   def save(self, step: int, state, meta: dict):
     """Starts to write; returns when `state` may be donated.
@@ -93,6 +98,8 @@ class Checkpoints:
 
     Raises:
       ValueError: settings differ, or there are checkpoints and none is whole.
+      damage.ReadError, storage.Unreachable: one cannot be read now. It is not
+        taken for damaged, and nothing is moved.
     """
     steps = distributed.gather(sorted(
         (self._copies or self._manager).all_steps(), reverse=True))[0]
@@ -101,12 +108,14 @@ class Checkpoints:
       if self._copies:
         self._copies.fetch(step)
         self._manager.reload()
-      stored, reason = _try_all(self._read_meta, step)
+      place = self._place / str(step)
+      stored, reason = damage.find_all(place, self._read_meta, step)
       if reason is None:
         meta_lib.check(stored, meta, self._folder)
-        state, reason = _try_all(self._read_state, step, target)
+        state, reason = damage.find_all(place, self._read_state, step, target)
       if reason is None:
-        _, reason = _try_all(fingerprint.check, state, stored['fingerprint'])
+        _, reason = damage.find_all(
+            place, fingerprint.check, state, stored['fingerprint'])
       if reason is None:
         self._set_aside(damaged, step)
         return step, state, stored
@@ -159,6 +168,11 @@ class Checkpoints:
     """Step of the newest checkpoint."""
     return self._manager.latest_step()
 
+  def check(self):
+    """Raises WriteError if what is being written has failed so far."""
+    with self._writing():
+      self._manager.check_for_errors()
+
   def wait(self):
     """Returns when what was begun is written."""
     with self._writing():
@@ -184,6 +198,11 @@ class Checkpoints:
       if distributed.lost_process(error):
         raise
       text = ' '.join(str(error).split())
+      if not self._copies and storage.is_remote(self._folder) and not (
+          damage.is_refused(error)):
+        raise storage.Unreachable(
+            f'A checkpoint could not be written in {self._folder} '
+            f'({type(error).__name__}: {text[:300]}).') from error
       try:
         whole = sorted(
             int(path.name) for path in steps_in(self._folder.parent))
@@ -241,7 +260,7 @@ def _newest(folder, read):
   folder = storage.path_of(folder)  # Orbax takes no relative paths
   reasons = []
   for path in [folder] if is_checkpoint(folder) else steps_in(folder):
-    found, reason = _try(read, path)
+    found, reason = damage.find(path, read, path)
     if reason is None:
       return found
     reasons.append(f'{path}: {reason}')
@@ -275,22 +294,3 @@ def _read_params(path):
 def _read_meta(path):
   with copies.readable(path / 'meta') as place:
     return ocp.JsonCheckpointHandler().restore(place)
-
-
-def _try(read, *args):
-  """`(read(*args), None)`, or `(None, reason)` when it fails."""
-  try:
-    return read(*args), None
-  except MemoryError:  # says nothing of the files
-    raise
-  except Exception as error:  # pylint: disable=broad-except
-    # A damaged file can fail anywhere in three libraries.
-    text = ' '.join(str(error).split())
-    return None, f'{type(error).__name__}: {text[:300]}'
-
-
-def _try_all(read, *args):
-  """`_try`, on which all processes agree: what one cannot read is damaged."""
-  found, reason = _try(read, *args)
-  reasons = [text for text in distributed.gather(reason) if text is not None]
-  return (found, None) if not reasons else (None, reasons[0])

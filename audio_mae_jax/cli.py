@@ -3,12 +3,12 @@ that the user can mend is told."""
 
 from collections.abc import Mapping
 import contextlib
-import errno
 import functools
 import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -22,7 +22,7 @@ import tqdm
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import distributed
-from audio_mae_jax import storage
+from audio_mae_jax import statuses
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Recipe, e.g. configs/pretrain_as2m.py.')
@@ -46,11 +46,6 @@ _WAIT_S = flags.DEFINE_integer(
     'wait_s', distributed.WAIT_S, 'Seconds to wait for the others to start.')
 
 
-# Of an OSError: no space, no quota, a larger file than allowed, read only.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Exit status; 1 is an error that the user can mend. What is out of reach, a
-# process or a store, may be there at the next try.
-OUT_OF_REACH, CRASH = 69, 70
 # Of compiled programs: one is some tens of MB, and the oldest go first.
 _PROGRAMS_BYTES, _TRIAL_BYTES = 2 * 2**30, 2**20
 
@@ -60,20 +55,6 @@ def named(config, file: str):
   if not config.name:
     config.name = pathlib.Path(file.split(':')[0]).stem
   return config
-
-
-def is_users(error: BaseException) -> bool:
-  """Whether this package raised `error` on purpose, to tell the user."""
-  frames = traceback.extract_tb(error.__traceback__)
-  home = os.path.dirname(os.path.abspath(__file__)) + os.sep
-  return (isinstance(error, (ValueError, OSError, ImportError, RuntimeError))
-          and bool(frames) and frames[-1].filename.startswith(home)
-          and frames[-1].line.startswith('raise '))
-
-
-def is_full(error: BaseException) -> bool:
-  """Whether a disk is full, which can be met anywhere."""
-  return isinstance(error, OSError) and error.errno in _FULL
 
 
 class _Terminal(logging.Handler):
@@ -164,6 +145,10 @@ def _main(action, argv):
     # The first may be writing still, and JAX's own wait at the exit is short.
     distributed.meet()
     return status
+  except KeyboardInterrupt:  # a second one: it waits for no other process
+    if not distributed.is_several():
+      raise
+    distributed.leave(128 + signal.SIGINT)
   except Exception as error:
     end(error)
 
@@ -175,16 +160,15 @@ def end(error: Exception):
     stop(f'Another process of this run has ended, or cannot be reached '
          f'({text[:300]}). The first error among the logs of all processes '
          'says why. The same command goes on from the last checkpoint.',
-         OUT_OF_REACH)
-  if isinstance(error, storage.Unreachable):
-    stop(error, OUT_OF_REACH)
-  if is_full(error):
+         statuses.OUT_OF_REACH)
+  if statuses.is_full(error):
     stop(f'{error}. Make room, and the same command goes on from the last '
          'checkpoint.')
-  if not is_users(error):
+  status = statuses.of(error)
+  if status == statuses.CRASH and not isinstance(error, statuses.OtherEnded):
     traceback.print_exception(error)
-    distributed.leave(CRASH)
-  stop(error)
+    distributed.leave(status)
+  stop(error, status)
 
 
 def _start():
@@ -202,12 +186,12 @@ def telling():
   except OSError as error:  # of files that the user named
     stop(error)
   except Exception as error:
-    if not is_users(error):
+    if not statuses.is_users(error):
       raise
     stop(error)
 
 
-def stop(message, status=1):
+def stop(message, status=statuses.USERS):
   """Says what is wrong, and exits."""
   print(f'\nerror: {message}', file=sys.stderr)
   distributed.leave(status)

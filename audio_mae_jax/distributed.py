@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import statuses
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ HEARTBEAT_S = 60
 WAIT_S = 300  # for the others to start; JAX's default
 # After the last step all have met already: this is no wait for work.
 _SHUTDOWN_S = 30
-_LEAVE_S = 3  # for others with the same error to say so
+_LEAVE_S = 10  # for others with the same error to say so
 _SHARED_S = 10  # for a file of one host to be seen by another
 _asked = itertools.count(1)
 _LISTED = 20  # differences in a message
@@ -270,18 +271,24 @@ def together():
 
   Without it the others would wait for one that has given up. The block must not
   exchange anything between the processes.
+
+  Raises:
+    statuses.OtherEnded: the block failed elsewhere; with the status there.
   """
   error = None
   try:
     yield
   except Exception as raised:  # pylint: disable=broad-except
     error = raised
-  told = gather(None if error is None else f'{type(error).__name__}: {error}')
+  told = gather(None if error is None else
+                (f'{type(error).__name__}: {error}', statuses.of(error)))
   if error is not None:
     raise error
-  for number, text in enumerate(told):
-    if text is not None:
-      raise RuntimeError(f'Process {number} of this run ended: {text}')
+  for number, ended in enumerate(told):
+    if ended is not None:
+      text, status = ended
+      raise statuses.OtherEnded(
+          f'Process {number} of this run ended: {text}', status)
 
 
 def lost_process(error: BaseException) -> bool:

@@ -6,12 +6,14 @@ what shapes do not show (heads, positions, the front end) is compared as well.
 
 import dataclasses
 import logging
+import zlib
 
 import numpy as np
 
 from audio_mae_jax import checkpoint
 from audio_mae_jax import compare
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import distributed
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.models import encoder as encoder_lib
@@ -43,6 +45,20 @@ def prepare(
   if started:
     return config, {}
   return config, initial(config, weights_lib.load(config.init_from), classes)
+
+
+def check_same(config: config_lib.Config, params: dict[str, np.ndarray]):
+  """Raises ValueError unless all processes of the run have read one `params`.
+
+  A run that is still training has another newest checkpoint a moment later, and
+  a path of this machine may be another folder on the next.
+  """
+  if distributed.is_several():
+    distributed.check_same(
+        'weights', {name: zlib.crc32(np.ascontiguousarray(x))
+                    for name, x in params.items()},
+        f'They were read from config.init_from={config.init_from!r}: name one '
+        'checkpoint, .../checkpoints/STEP, in a folder that all processes see.')
 
 
 def adopt_positions(

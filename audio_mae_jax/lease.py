@@ -42,7 +42,7 @@ class Lease:
     self._id, self._count = uuid.uuid4().hex, 0
     self._owner = (f'process {os.getpid()} on {socket.gethostname()}, since '
                    f'{time.strftime("%Y-%m-%d %H:%M:%S %Z")}')
-    self._lost_to = None
+    self._lost_to, self._renewed = None, time.monotonic()
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -61,6 +61,7 @@ class Lease:
           f'Another run is at work in {self._what}: {_owner(self._read())}. '
           'Wait for it, stop it, or choose another --config.workdir.'
       ) from None
+    self._renewed = time.monotonic()
     self._thread.start()
     return self
 
@@ -74,7 +75,13 @@ class Lease:
       _log.warning('The lock stays, for %g s: %s', WATCH_S, error)
 
   def check(self):
-    """Raises Lost if another process has taken over."""
+    """Raises Lost if another process has taken over, or may have soon.
+
+    Unreachable if the store was away for so long that another process would
+    have taken over, and still is.
+    """
+    if time.monotonic() - self._renewed > WATCH_S - RENEW_S:
+      self._renew()
     if self._lost_to is not None:
       raise Lost(
           f'{self._lost_to} has taken over {self._what}, which this process '
@@ -95,15 +102,20 @@ class Lease:
                  _owner(found))
 
   def _keep(self):
-    while not self._ended.wait(RENEW_S):
+    while self._lost_to is None and not self._ended.wait(RENEW_S):
       try:
-        found = self._read()
-        if not self._is_own(found):
-          self._lost_to = _owner(found)
-          return
-        self._write('overwrite')
+        self._renew()
       except OSError as error:
         _log.warning('The lock cannot be renewed: %s', error)
+
+  def _renew(self):
+    asked = time.monotonic()  # not later: it may have been written at once
+    found = self._read()
+    if self._is_own(found):
+      self._write('overwrite')
+      self._renewed = asked
+    else:
+      self._lost_to = _owner(found)
 
   def _is_own(self, content):
     return content is not None and self._id.encode() in content

@@ -15,6 +15,7 @@ import numpy as np
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import distributed
 from audio_mae_jax import features as features_lib
+from audio_mae_jax import init_from
 from audio_mae_jax import metrics
 from audio_mae_jax import probes
 from audio_mae_jax import step as step_lib
@@ -60,6 +61,7 @@ def probe(config: config_lib.Config, devices=None) -> dict:
   opening.check_same(dict(enumerate(parts.whole)))
   weights = weights_lib.load(config.init_from).part('encoder')
   config = features_lib.adopt(config, weights.config)
+  init_from.check_same(config, weights.params)
   encoders = {'trained': weights.params}
   if settings.untrained:
     encoders['untrained'] = features_lib.random_params(

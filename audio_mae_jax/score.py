@@ -39,6 +39,7 @@ def score(config: config_lib.Config, devices=None
   config, classes, splits = _open(config, weights)
   opening.check_same(splits)
   arrays = init_from.initial(config, weights, classes)
+  init_from.check_same(config, arrays)
   missing = sorted(set(weights_lib.shapes(config)) - set(arrays))
   if missing:
     raise ValueError(

@@ -61,6 +61,7 @@ def run(
             program.task.labelled or config.data.sampling == 'balanced'),
         classes)
   opening.check_same(data._asdict() | (online.opened if online else {}))
+  init_from.check_same(config, initial)
   with contextlib.ExitStack() as stack:
     with distributed.together():
       workdir = stack.enter_context(workdirs.opened(place))
@@ -147,8 +148,8 @@ def warnings(config, source):
 class _StopSignal(contextlib.AbstractContextManager):
   """Turns SIGTERM and the first Ctrl-C into a wish that the loop asks for.
 
-  With several processes SIGTERM is JAX's: it tells the others, and they agree
-  on a step. Ctrl-C is passed on to it.
+  Where processes were connected SIGTERM is JAX's, from then on: it tells the
+  others, if there are any, and they agree on a step. Ctrl-C is passed on to it.
   """
 
   def __init__(self):
@@ -156,8 +157,8 @@ class _StopSignal(contextlib.AbstractContextManager):
     self._handlers = {}
 
   def __enter__(self):
-    several = distributed.is_several()
-    numbers = {signal.SIGINT: self._pass_on} if several else {
+    connected = jax.distributed.is_initialized()
+    numbers = {signal.SIGINT: self._pass_on} if connected else {
         signal.SIGTERM: self._note, signal.SIGINT: self._note}
     with contextlib.suppress(ValueError):  # not in the main thread
       for number, act in numbers.items():
@@ -178,6 +179,6 @@ class _StopSignal(contextlib.AbstractContextManager):
 
   def requested(self) -> bool:
     """All processes stop at the same step, whichever got the signal."""
-    if distributed.is_several():
+    if jax.distributed.is_initialized():
       self.wished |= distributed.asked_to_stop()
     return self.wished

@@ -1,8 +1,10 @@
 """Runs of several real processes on this machine, for tests."""
 
+import contextlib
 import json
 import os
 import pathlib
+import random
 import socket
 import subprocess
 import sys
@@ -46,6 +48,16 @@ def write_recipe(path, settings):
   return path
 
 
+def _free_port():
+  """Below those that the system gives to connections, which come at any time:
+  it is still free when the service of the run takes it."""
+  while True:
+    port = random.SystemRandom().randrange(20000, 32000)
+    with socket.socket() as trial, contextlib.suppress(OSError):
+      trial.bind(('localhost', port))
+      return port
+
+
 class Run:
   """`count` processes of one command."""
 
@@ -53,9 +65,7 @@ class Run:
                env=None):
     """`each` has further flags by process, `env` variables by process."""
     self.workdir = pathlib.Path(workdir)
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      address = f'localhost:{free.getsockname()[1]}'
+    address = f'localhost:{_free_port()}'
     self.logs, self.processes = [], []
     for i in range(count):
       several = [f'--coordinator={address}', f'--num_processes={count}',

@@ -9,6 +9,7 @@ import pytest
 from audio_mae_jax import cli
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import optim
+from audio_mae_jax import statuses
 from audio_mae_jax import storage
 
 
@@ -27,17 +28,19 @@ def raised(call):
 
 def test_only_what_this_package_raised_for_the_user_is_the_users():
   settings = config_lib.Optimizer(warmup_epochs=9)
-  assert cli.is_users(raised(lambda: optim.schedule(settings, 8, 1, 2)))
+  assert statuses.is_users(raised(lambda: optim.schedule(settings, 8, 1, 2)))
   # The same kind of error out of a library, or from a mistake of ours.
-  assert not cli.is_users(raised(lambda: int('x')))
-  assert not cli.is_users(raised(lambda: config_lib.default().missing))
+  assert not statuses.is_users(raised(lambda: int('x')))
+  assert not statuses.is_users(raised(lambda: config_lib.default().missing))
 
 
 @pytest.mark.parametrize('error, status, told', [
-    (storage.Unreachable('gs://b is away'), cli.OUT_OF_REACH, 'gs://b is away'),
+    (storage.Unreachable('gs://b is away'), 69, 'gs://b is away'),
+    (statuses.OtherEnded('Process 3 ended', 69), 69, 'error: Process 3'),
+    (statuses.OtherEnded('Process 3 ended', 70), 70, 'error: Process 3'),
     (OSError(errno.ENOSPC, 'No space left', 'x'), 1,
      'Make room, and the same command goes on'),
-    (KeyError('a mistake of ours'), cli.CRASH, 'Traceback|KeyError')])
+    (KeyError('a mistake of ours'), 70, 'Traceback|KeyError')])
 def test_statuses_say_whether_to_start_again(error, status, told, capsys):
   with pytest.raises(SystemExit) as ended:
     cli.end(error)

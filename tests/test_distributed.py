@@ -1,12 +1,18 @@
 """How processes find each other, and what they must have in common."""
 
+import errno
 import re
 import signal
 
 import jax
+import numpy as np
 import pytest
 
+from audio_mae_jax import config as config_lib
 from audio_mae_jax import distributed
+from audio_mae_jax import init_from
+from audio_mae_jax import statuses
+from audio_mae_jax import storage
 
 
 @pytest.fixture
@@ -171,11 +177,38 @@ def test_differences_are_named_with_the_process(monkeypatch):
 
 
 def test_an_error_of_another_process_is_one_here(monkeypatch):
-  Peers(monkeypatch, None, 'OSError: no such folder')
+  Peers(monkeypatch, None, ('Unreachable: no such bucket', 69))
   with pytest.raises(
-      RuntimeError, match='Process 2 of this run ended: OSError: no such'):
+      RuntimeError, match='Process 2 of this run ended: Unreachable: no such'
+  ) as here:
     with distributed.together():
       pass
+  assert statuses.of(here.value) == 69  # as there: launchers try both again
+
+
+def test_others_hear_whether_to_try_again(monkeypatch):
+  told = []
+  Peers(monkeypatch, lambda value: told.append(value))
+  for error, status in [
+      (storage.Unreachable('away'), 69), (KeyError('a mistake'), 70),
+      (OSError(errno.ENOSPC, 'full'), 1)]:
+    with pytest.raises(type(error)):
+      with distributed.together():
+        raise error
+    assert told.pop()[1] == status
+
+
+def test_processes_that_read_other_weights_do_not_start(monkeypatch):
+  config = config_lib.typed(config_lib.default())
+  Peers(monkeypatch, lambda value: value)
+  weights = {'encoder/a': np.zeros(3, np.float32), 'encoder/b': np.ones(2)}
+  init_from.check_same(config, weights)
+  Peers(monkeypatch, lambda value: (
+      value | {'encoder/b': 7} if isinstance(value, dict) else -1))
+  with pytest.raises(ValueError, match=re.compile(
+      r'do not have the same weights:\n  encoder/b: .* 7 in process 1\n'
+      r'.*config.init_from=.*checkpoints/STEP', re.DOTALL)):
+    init_from.check_same(config, weights)
 
 
 def test_a_folder_that_is_not_shared_is_seen(monkeypatch, tmp_path):

@@ -106,6 +106,7 @@ def test_sigterm_saves_and_exits_cleanly(whole, tmp_path):
   cache, end = whole
   process = start(tmp_path, cache)
   while steps_logged(tmp_path) < 7:
+    assert process.poll() is None, process.stdout.read()
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
   output = finish(process)

@@ -13,11 +13,12 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'audio_mae_jax'
 # from those below. Entries name a module or a folder.
 FLOORS = [
     ['config', 'registry', 'trees', 'fingerprint', 'record', 'meta',
-     'compare', 'metrics', 'devices', 'distributed', 'storage', 'lease'],
+     'compare', 'metrics', 'devices', 'distributed', 'storage', 'lease',
+     'statuses'],
     ['frontend', 'augment', 'patches', 'masking', 'losses'],
     ['models'],
     ['flops', 'hlo', 'optim', 'sharding', 'data', 'pictures', 'writer',
-     'progress', 'workdirs', 'copies'],
+     'progress', 'workdirs', 'copies', 'damage'],
     ['tasks'],
     ['step', 'checkpoint'],
     ['weights', 'init_from'],

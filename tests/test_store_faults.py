@@ -29,6 +29,15 @@ def steps_in(place):
            if name.count('/') == 1 and name.endswith('commit_success.txt')})
 
 
+def settled(place):
+  """`steps_in`, once the store has done what it was asked last."""
+  found = None
+  while (now := steps_in(place)) != found:
+    found = now
+    time.sleep(0.5)
+  return found
+
+
 @pytest.mark.parametrize('scheme', ['s3', 'gs'])
 def test_a_run_killed_while_it_saves_to_a_store_ends_the_same(
     request, whole, scheme, tmp_path, monkeypatch):
@@ -42,7 +51,7 @@ def test_a_run_killed_while_it_saves_to_a_store_ends_the_same(
     return bool(some - finished) and len(finished) >= 2
 
   assert test_kill.kill_when(test_kill.start(place, cache), is_half_saved)
-  some, finished = steps_in(place)
+  _, finished = settled(place)
   process = test_kill.start(place, cache)
   output = test_kill.finish(process)
   # A killed process cannot give its lock back.

@@ -144,6 +144,22 @@ def test_a_store_out_of_reach_for_a_while_loses_no_lock(
   assert storage.below(bucket) == []
 
 
+def test_a_holder_that_could_not_renew_asks_before_it_goes_on(
+    tmp_path, monkeypatch):
+  """Another process may have taken over by now, and nothing has told of it."""
+  path = tmp_path / '.lease'
+  with lease.Lease(str(path), 'the folder') as held:
+    before = path.read_bytes()
+    held.check()
+    assert path.read_bytes() == before  # it was renewed just now
+    monkeypatch.setattr(lease, 'WATCH_S', lease.RENEW_S)
+    held.check()
+    assert path.read_bytes() != before
+    path.write_text('{"owner": "process 2 on b"}')
+    with pytest.raises(lease.Lost, match='process 2 on b has taken over'):
+      held.check()
+
+
 def test_a_lease_in_a_folder_outlives_errors_of_its_file_system(
     quick, tmp_path, monkeypatch, caplog):
   with lease.Lease(str(tmp_path / '.lease'), 'the folder') as held:
