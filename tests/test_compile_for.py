@@ -170,12 +170,26 @@ def test_topologies_have_their_chips_and_meshes_in_process_order(
     assert hosts == sorted(hosts)
 
 
+@needs_compiler
+@pytest.mark.tpu
+@pytest.mark.parametrize('name', [
+    'v4:2x2x1', 'v5p:2x2x1', 'v5e:2x2', 'v6e:2x2'])
+def test_every_generation_takes_the_step(name):
+  config = tiny.config(tiny.MODEL, {
+      'data.clip_s': 0.7, 'train.batch_size': 8, 'model.dtype': 'bfloat16'})
+  x = compile_for.compile_for(config, name)
+  assert x['fits'] and x['setup']['devices'] == 4
+  assert set(x['collectives']) <= {'all-reduce', 'collective-permute'}
+  assert x['compiled']['cycles'] > 0 and x['projection']['clips_per_s'] > 0
+
+
 LOOPED = {'model.scan_layers': True}  # compiled in a third of the time
 
 
 @needs_compiler
 @pytest.mark.tpu
 @pytest.mark.parametrize('recipe, topology, overrides', [
+    ('pretrain_as2m', 'v5e:4x4', {}),  # as it is
     ('pretrain_as2m', 'v5e:4x4', LOOPED),
     ('finetune_as2m', 'v5e:4x4', LOOPED | {
         'model.classifier.num_classes': 527}),
