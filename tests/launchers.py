@@ -17,6 +17,13 @@ COMMANDS = ('gcloud', 'srun', 'scontrol', 'squeue', 'kubectl', 'xpk', 'git',
 # What the launchers add to the flags that the user gives.
 STOPPED = '--stopped_status=75'
 
+# Flags that are hard to quote.
+AWKWARD = ('--config=configs/quickstart.py', '--config.patch.stride=(10,10)',
+           "--config.name=it's a $HOME $(id) \"x\"", '--config.probe.online=()')
+
+# What follows an exit code; "again" for all that are not here.
+STEPS = {0: 'end', 1: 'stop', 126: 'stop', 127: 'stop'}
+
 # The training: what it was called with, then an exit code that the test has
 # prepared; or a wait for SIGTERM, which it takes for the end.
 TRAINING = '''#!/usr/bin/env bash
