@@ -63,9 +63,9 @@ class Place:
   def answer(self, *words, answers):
     """The next commands with these words print `answers`; the last stays.
 
-    None lets them do what they would without any answer.
+    None, instead of one or all, lets them do what they would without any.
     """
-    pairs = [x if isinstance(x, tuple) else (x, 0) for x in answers or ()]
+    pairs = [(x, 0) if isinstance(x, str) else x for x in answers or ()]
     self.rules = [x for x in self.rules if x['words'] != words]
     if pairs:
       self.rules.insert(0, {'words': words, 'answers': pairs})
