@@ -22,21 +22,67 @@ def place(tmp_path):
   return launchers.Place(tmp_path)
 
 
+GET = ['kubectl', 'get', 'jobset', 'run', '--namespace=team',
+       '--ignore-not-found',
+       '--output=jsonpath={.kind}:{.status.terminalState}']
+DELETE = ['kubectl', 'delete', 'jobset', 'run', '--namespace=team',
+          '--cascade=foreground']
+CREATE = ['kubectl', 'create', '--namespace=team', '-f', '-']
+GPU = '--accelerator=nvidia-l4'
+
+
+def gke(place, *options):
+  return place.run(
+      'launch/gke.sh', '--name=run', '--image=registry/image:1',
+      '--namespace=team', *options, '--', *AWKWARD)
+
+
 def manifest_of(place, *options):
   """What kubectl is given, which a dry run prints alike."""
-  argv = ('launch/gke.sh', '--name=run', '--image=registry/image:1', *options)
-  done = place.run(*argv, '--namespace=team', '--', *AWKWARD)
+  done = gke(place, *options)
   assert done.returncode == 0, done.stderr
-  dry = place.run(argv[0], '--dry-run', *argv[1:], '--namespace=team', '--',
-                  *AWKWARD)
-  (call,) = place.calls()
-  assert call['argv'] == ['kubectl', 'apply', '--namespace=team', '-f', '-']
-  assert dry.stdout == (f"{shlex.join(call['argv'])} <<'MANIFEST'\n"
-                        f"{call['stdin']}MANIFEST\n")
-  manifest = yaml.safe_load(call['stdin'])
+  dry = gke(place, '--dry-run', *options)
+  assert place.commands() == [GET, CREATE]
+  given = place.calls()[1]['stdin']
+  assert dry.stdout.endswith(
+      f"{shlex.join(CREATE)} <<'MANIFEST'\n{given}MANIFEST\n")
+  manifest = yaml.safe_load(given)
   (job,) = manifest['spec']['replicatedJobs']
   pod = job['template']['spec']['template']['spec']
   return manifest, job, pod
+
+
+@pytest.mark.parametrize('state, commands, message', [
+    ('', [GET, CREATE], ''),
+    ('JobSet:Completed', [GET, DELETE, CREATE], ''),
+    ('JobSet:Failed', [GET, DELETE, CREATE], ''),
+    ('JobSet:', [GET], 'the JobSet run is there and has not ended')])
+def test_the_same_command_takes_the_place_of_a_jobset_that_ended(
+    place, state, commands, message):
+  place.answer('kubectl get', answers=[state])
+  done = gke(place, GPU)
+  assert done.returncode == bool(message)
+  assert message in done.stderr
+  assert place.commands() == commands
+
+
+def test_a_dry_run_prints_what_follows_a_jobset_that_ended(place):
+  dry = gke(place, GPU, '--dry-run')
+  lines = dry.stdout.splitlines()
+  shown = [x for x in lines if x.startswith('kubectl')]
+  assert [shlex.split(x.partition(' <<')[0]) for x in shown] == [
+      GET, DELETE, CREATE]
+  assert not place.calls()
+
+
+@pytest.mark.parametrize('failing, commands', [
+    ('kubectl get', [GET]), ('kubectl delete', [GET, DELETE])])
+def test_a_cluster_that_does_not_answer_gets_no_jobset(
+    place, failing, commands):
+  place.answer('kubectl get', answers=['JobSet:Failed'])
+  place.answer(failing, answers=[('', 1)])
+  assert gke(place, GPU).returncode == 1
+  assert place.commands() == commands
 
 
 def test_a_jobset_on_tpu_slices(place):
@@ -66,7 +112,7 @@ def test_a_jobset_on_tpu_slices(place):
 
 
 def test_a_jobset_starts_again_unless_it_makes_no_sense(place):
-  manifest, job, pod = manifest_of(place, '--accelerator=nvidia-l4',
+  manifest, job, pod = manifest_of(place, GPU,
                                    '--grace=60', '--max-restarts=3')
   policy = manifest['spec']['failurePolicy']
   assert policy['maxRestarts'] == 3
@@ -111,7 +157,7 @@ def test_a_jobset_on_gpu_nodes_finds_itself_by_flags(place):
 def test_every_place_of_the_manifest_is_filled(place):
   template = (ROOT / 'launch/gke_jobset.yaml').read_text()
   assert re.findall(r'\$\{\w+\}', template)
-  manifest, *_ = manifest_of(place, '--accelerator=nvidia-l4')
+  manifest, *_ = manifest_of(place, GPU)
   assert '${' not in str(manifest)
 
 
