@@ -39,6 +39,9 @@ declare -A option+=(
   [max-restarts]=20 [grace]=120 [port]=8476)
 lists='env'
 env=()
+# Nodes of one run come minutes apart, and pull an image of gigabytes each. Pods
+# that give up by then would use up the restarts.
+added+=(--wait_s=1800)
 
 # The words as JSON strings with commas.
 json() {

@@ -6,15 +6,18 @@ import re
 import shlex
 import subprocess
 
+from absl import flags
+from absl.testing import flagsaver
 import launchers
 import pytest
 import yaml
 
+from audio_mae_jax import main
 from audio_mae_jax import storage
 
 ROOT = launchers.ROOT
 AWKWARD = launchers.AWKWARD
-MAIN = ['-m', 'audio_mae_jax.main', launchers.STOPPED]
+ADDED = [launchers.STOPPED, '--wait_s=1800']
 
 
 @pytest.fixture
@@ -105,8 +108,8 @@ def test_a_jobset_on_tpu_slices(place):
   assert container['resources'] == {'limits': {'google.com/tpu': 4}}
   # Kubernetes takes $$( for a $( that is not a variable.
   assert [x.replace('$$(', '$(') for x in container['args']] == [
-      launchers.STOPPED, *AWKWARD]
-  assert '$$(id)' in container['args'][3]
+      *ADDED, *AWKWARD]
+  assert '$$(id)' in container['args'][4]
   assert container['env'] == [{'name': 'A', 'value': '"b" ${CHIPS} $$(B)'}]
   assert container['securityContext']['runAsUser'] == 0
 
@@ -170,13 +173,22 @@ def test_xpk_is_called_with_the_command_as_one_word(place):
   (called,) = place.commands()
   assert launchers.printed(dry.stdout) == [called]
   command = next(x for x in called if x.startswith('--command='))[10:]
-  assert shlex.split(command) == ['exec', 'python', *MAIN, *AWKWARD]
+  assert shlex.split(command) == [
+      'exec', 'python', '-m', 'audio_mae_jax.main', *ADDED, *AWKWARD]
   assert called == [
       'xpk', 'workload', 'create', '--cluster=c', '--workload=run',
       '--docker-image=image:1', '--tpu-type=v5litepod-16', '--num-slices=1',
       '--max-restarts=20', '--restart-on-exit-codes=2-125',
       '--termination-grace-period-seconds=120', f'--command={command}',
       '--zone=z', '--spot']
+
+
+@flagsaver.flagsaver
+def test_training_takes_what_is_added_and_the_user_wins():
+  flags.FLAGS([main.__name__, *ADDED])
+  assert (flags.FLAGS.stopped_status, flags.FLAGS.wait_s) == (75, 1800)
+  flags.FLAGS([main.__name__, *ADDED, '--wait_s', '60'])
+  assert flags.FLAGS.wait_s == 60
 
 
 def instructions():
