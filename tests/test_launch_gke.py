@@ -2,6 +2,7 @@
 
 import configparser
 import fnmatch
+import json
 import re
 import shlex
 import subprocess
@@ -255,7 +256,11 @@ def test_what_is_installed_for_google_cloud_can_open_its_buckets():
 
 def test_the_image_starts_training_as_a_user():
   found = dict(instructions())
-  assert found['ENTRYPOINT'] == '["python", "-m", "audio_mae_jax.main"]'
+  init, *command = json.loads(found['ENTRYPOINT'])
+  assert command == ['--', 'python', '-m', 'audio_mae_jax.main']
+  # As process 1, Python would outlive a SIGTERM that it leaves to the kernel.
+  (system,) = [rest for name, rest in instructions() if 'apt-get' in rest]
+  assert f'install --yes --no-install-recommends {init} ' in system
   assert found['USER'] == '${RUN_AS}'
   assert 'RUN_AS=1000' in [rest for name, rest in instructions()
                            if name == 'ARG']
