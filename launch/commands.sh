@@ -11,8 +11,10 @@ fi
 declare -A option=([dry-run]=no)
 # Options that may be given several times, each as an array of this name.
 lists=''
-# The flags of audio_mae_jax.main: what stands after "--", and that a run which a
-# signal has stopped is not to look like one that came to its end.
+# Flags of audio_mae_jax.main that the launchers add: a run which a signal has
+# stopped is not to look like one that came to its end.
+added=(--stopped_status=75)
+# All of its flags. What the user gives after "--" comes last, and wins.
 train=()
 
 stop() {
@@ -41,7 +43,7 @@ parse() {
     value=${1#*=}
     case $1 in
       --)
-        train=(--stopped_status=75 "${@:2}")
+        train=("${added[@]}" "${@:2}")
         return
         ;;
       --help)

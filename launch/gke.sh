@@ -6,7 +6,8 @@
 #
 # It fills in launch/gke_jobset.yaml and hands it to kubectl. The JobSet starts
 # again after preemptions, crashes and lost nodes, and stops at an error that
-# only you can mend.
+# only you can mend. The same command then goes on: it takes the place of a JobSet
+# of this name that has ended, and leaves one alone that has not.
 #
 # Options:
 #   --name=NAME             of the JobSet
@@ -25,7 +26,7 @@
 #   --max-restarts=20       how often the JobSet starts again
 #   --grace=120             seconds from SIGTERM to SIGKILL; spot nodes have less
 #   --port=8476             where the processes on GPU nodes meet
-#   --dry-run               prints the command with its manifest, and runs none
+#   --dry-run               prints every command and the manifest, and runs none
 
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -38,6 +39,9 @@ declare -A option+=(
   [max-restarts]=20 [grace]=120 [port]=8476)
 lists='env'
 env=()
+# Nodes of one run come minutes apart, and pull an image of gigabytes each. Pods
+# that give up by then would use up the restarts.
+added+=(--wait_s=1800)
 
 # The words as JSON strings with commas.
 json() {
@@ -146,7 +150,24 @@ while [[ $template = *"\${"* ]]; do
 done
 manifest+=$template
 
-command=(kubectl apply "--namespace=${option[namespace]}" -f -)
+jobset=("${option[name]}" "--namespace=${option[namespace]}")
+found=$(ask JobSet:Failed kubectl get jobset "${jobset[@]}" --ignore-not-found \
+  '--output=jsonpath={.kind}:{.status.terminalState}')
+case $found in
+  '') ;;
+  JobSet:?*)
+    # Until its pods are gone: the new ones have the same names.
+    ! dry || echo '# If there is one of this name that has ended:'
+    run kubectl delete jobset "${jobset[@]}" --cascade=foreground
+    ;;
+  *)
+    stop "the JobSet ${option[name]} is there and has not ended; it starts" \
+      'again by itself. To change it, delete it first:' \
+      "$(quoted kubectl delete jobset "${jobset[@]}")"
+    ;;
+esac
+
+command=(kubectl create "--namespace=${option[namespace]}" -f -)
 if dry; then
   printf "%s <<'MANIFEST'\n%s\nMANIFEST\n" "$(quoted "${command[@]}")" \
     "$manifest"

@@ -80,6 +80,11 @@ attempt() {
     dry && continue
     "${command[@]}" 3>&- &
     pids+=("$!")
+    # Before it was in `pids`, a signal was not passed on to it.
+    if [[ $signalled ]]; then
+      kill -TERM "$!" 2> /dev/null || true
+      break
+    fi
   done
   while ((${#pids[@]})); do
     left=()
@@ -99,18 +104,19 @@ attempt() {
       if [[ $deadline ]] && ((SECONDS >= deadline)); then
         kill -KILL "${pids[@]}" 2> /dev/null || true
       fi
-      sleep 0.2
+      sleep 0.2 || true  # Ctrl-C ends it as well
     fi
   done
 }
 
 trap forward INT TERM
 while :; do
+  [[ ! $signalled ]] || exit 75
   attempt
   case $(next_step "${codes[@]}") in
     end) exit ;;
     stop) exit 1 ;;
   esac
-  [[ -z $signalled ]] || exit 75
-  count_resume "the training ended with ${codes[*]}" || exit 1
+  [[ $signalled ]] || count_resume "the training ended with ${codes[*]}" ||
+    exit 1
 done

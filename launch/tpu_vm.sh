@@ -60,6 +60,8 @@ lists='create-flag connect-flag env'
 create_flag=()
 connect_flag=()
 env=()
+# Looks in a row at which a worker does not answer, until it is taken for lost.
+most_silent=10
 
 # gcloud_tpu tpu-vm|queued-resources VERB ARGUMENT...
 gcloud_tpu() {
@@ -253,10 +255,9 @@ run_training() {
   }
 }
 
-# A line "status=..." of each worker.
+# A line "status=..." of each worker, also where nothing is installed.
 statuses() {
-  local how=(ask status=0)
-  on_workers all "$(worker status)"
+  on_workers all "$(worker status) || echo status=none"
 }
 
 # step COMMAND: another command of this script, with the same options.
@@ -275,32 +276,81 @@ give_up() {
   exit 1
 }
 
-# The exit codes of all workers of a run that is over; nothing while it runs,
-# or while they cannot be asked.
+# The exit codes of all workers of a run that is over; nothing while it runs.
+# Fails when not all could be asked, unless the others say enough: one that runs,
+# one that was told to stop or one with an error that another try would not mend.
 exit_codes() {
-  local answer
-  answer=$(statuses) || return 0
+  local answer failed='' how=(ask status=0)
+  answer=$(statuses) || failed=yes
   answer=$(sed -n 's/^status=//p' <<< "$answer")
-  [[ $answer = *running* ]] || echo "$answer"
+  [[ $answer != *running* ]] || return 0
+  # shellcheck disable=SC2086  # one word for each worker
+  [[ ! $failed || $answer = *stopped* || $(next_step $answer) = stop ]] &&
+    echo "$answer"
+}
+
+# Installs where a worker has nothing, and starts the training on all. What goes
+# wrong shows at the next looks, and counts then.
+start_again() {
+  if [[ $1 = *none* ]]; then
+    step install || return 0
+  fi
+  step run || true
+}
+
+# Makes the TPU VM again. A loss counts once, however often there is no capacity
+# for another; so does each request that fails, which waiting may not mend.
+recover() {
+  if [[ ! $lost || $1 = FAILED ]]; then
+    count_resume "${option[name]} is $1" || give_up
+  fi
+  lost=yes
+  step up || return 0
+  lost=''
+  assumed=READY
+  start_again none
+}
+
+follow() {
+  local codes=$1
+  if [[ $codes = *stopped* ]]; then
+    say 'The training was stopped; the same command goes on.'
+    finish
+    exit 75
+  fi
+  # shellcheck disable=SC2086  # one word for each worker
+  case $(next_step $codes) in
+    end)
+      say 'The training came to its end.'
+      finish
+      exit
+      ;;
+    stop)
+      say 'The training stopped at an error; the end of the log:'
+      on_workers "${option[worker]}" \
+        "tail -n 50 $(quoted "${option[dir]}.run/log")" || true
+      give_up
+      ;;
+    again)
+      count_resume "the workers ended with ${codes//$'\n'/, }" || give_up
+      start_again "$codes"
+      ;;
+  esac
 }
 
 watch() {
-  local state codes recreate=''
+  local state codes lost='' silent=0
   while :; do
     pause
     state=$(tpu_state) || continue
     case $state in
-      READY) ;;
+      READY) lost='' ;;
       ABSENT)
-        [[ $recreate ]] || stop "${option[name]} was deleted."
+        [[ $lost ]] || stop "${option[name]} was deleted."
         ;;&
       ABSENT | PREEMPTED | TERMINATED | SUSPENDED | FAILED)
-        count_resume "${option[name]} is $state" || give_up
-        recreate=yes
-        if step up && step install && step run; then
-          recreate=''
-          assumed=READY
-        fi
+        recover "$state"
+        silent=0
         continue
         ;;
       *)
@@ -308,31 +358,19 @@ watch() {
         continue
         ;;
     esac
-    codes=$(exit_codes)
-    [[ $codes ]] || continue
-    if [[ $codes = *stopped* ]]; then
-      say 'The training was stopped; the same command goes on.'
-      finish
-      exit 75
+    if codes=$(exit_codes); then
+      silent=0
+      [[ ! $codes ]] || follow "$codes"
+      continue
     fi
-    # shellcheck disable=SC2086  # one word for each worker
-    case $(next_step $codes) in
-      end)
-        say 'The training came to its end.'
-        finish
-        return
-        ;;
-      stop)
-        say 'The training stopped at an error; the end of the log:'
-        on_workers "${option[worker]}" \
-          "tail -n 50 $(quoted "${option[dir]}.run/log")" || true
+    silent=$((silent + 1))
+    say "Not all workers could be asked ($silent of $most_silent looks)."
+    if ((silent == most_silent)); then
+      silent=0
+      count_resume 'a worker of a TPU VM that is READY does not answer' ||
         give_up
-        ;;
-      again)
-        count_resume "the workers ended with ${codes//$'\n'/, }" || give_up
-        step run || true
-        ;;
-    esac
+      start_again none
+    fi
   done
 }
 
@@ -391,7 +429,7 @@ main() {
       assumed=${assumed:-READY}
       state=$(tpu_state)
       dry || echo "$state"
-      [[ $state != READY ]] || on_workers all "$(worker status)"
+      [[ $state != READY ]] || statuses
       ;;
     stop)
       on_workers all "$(worker stop)"

@@ -29,6 +29,8 @@ declare -A option+=(
   [zone]='' [max-restarts]=20 [grace]=120)
 lists='xpk-flag'
 xpk_flag=()
+# As in gke.sh: nodes come minutes apart.
+added+=(--wait_s=1800)
 
 parse "$@"
 require cluster name image tpu-type

@@ -17,6 +17,13 @@ COMMANDS = ('gcloud', 'srun', 'scontrol', 'squeue', 'kubectl', 'xpk', 'git',
 # What the launchers add to the flags that the user gives.
 STOPPED = '--stopped_status=75'
 
+# Flags that are hard to quote.
+AWKWARD = ('--config=configs/quickstart.py', '--config.patch.stride=(10,10)',
+           "--config.name=it's a $HOME $(id) \"x\"", '--config.probe.online=()')
+
+# What follows an exit code; "again" for all that are not here.
+STEPS = {0: 'end', 1: 'stop', 126: 'stop', 127: 'stop'}
+
 # The training: what it was called with, then an exit code that the test has
 # prepared; or a wait for SIGTERM, which it takes for the end.
 TRAINING = '''#!/usr/bin/env bash
@@ -56,9 +63,9 @@ class Place:
   def answer(self, *words, answers):
     """The next commands with these words print `answers`; the last stays.
 
-    None lets them do what they would without any answer.
+    None, instead of one or all, lets them do what they would without any.
     """
-    pairs = [x if isinstance(x, tuple) else (x, 0) for x in answers or ()]
+    pairs = [(x, 0) if isinstance(x, str) else x for x in answers or ()]
     self.rules = [x for x in self.rules if x['words'] != words]
     if pairs:
       self.rules.insert(0, {'words': words, 'answers': pairs})

@@ -1,33 +1,24 @@
-"""The launchers but tpu_vm.sh, against stand-ins of srun, kubectl, xpk."""
+"""launch/slurm.sbatch and launch/multi_gpu.sh, and what all launchers share."""
 
-import configparser
-import fnmatch
 import os
 import pathlib
 import re
-import shlex
 import signal
 import subprocess
 import sysconfig
 
 import launchers
 import pytest
-import yaml
-
-from audio_mae_jax import storage
 
 ROOT = launchers.ROOT
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (
     *ROOT.glob('launch/*.sh'), *ROOT.glob('launch/*.sbatch')))
 # Backticks in single quotes are a pattern there, for the README's Markdown.
 ALLOWED = {'.ci/run': ['--exclude=SC2016']}
-AWKWARD = ('--config=configs/quickstart.py', '--config.patch.stride=(10,10)',
-           "--config.name=it's a $HOME $(id) \"x\"", '--config.probe.online=()')
+AWKWARD = launchers.AWKWARD
 MAIN = ['-m', 'audio_mae_jax.main', launchers.STOPPED]
 SLURM = {'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2',
          'SLURM_SUBMIT_DIR': str(ROOT)}
-# What follows an exit code; "again" for all that are not here.
-STEPS = {0: 'end', 1: 'stop', 126: 'stop', 127: 'stop'}
 
 
 @pytest.fixture
@@ -159,6 +150,30 @@ def test_a_signal_to_all_of_a_slurm_job_waits_for_the_checkpoint(place):
   assert ['scontrol', 'requeue', '7'] in place.commands()
 
 
+def test_a_step_that_ends_just_after_the_signal_keeps_its_status(place):
+  place.answer('training', answers=['wait'])
+  place.answer('squeue', answers=['RUNNING\n'])
+  # Once told to be late, it looks whether the step is there when it is not.
+  kill = """() {
+    if [[ -e $STUB_HOME/late ]]; then
+      touch "$STUB_HOME/looks"
+      while builtin kill "$@"; do sleep 0.05; done
+    fi
+    builtin kill "$@"
+  }"""
+  process = place.start('bash', 'launch/slurm.sbatch', '--', *AWKWARD, **SLURM,
+                        **{'BASH_FUNC_kill%%': kill})
+  pids = wait_for(place, 2)
+  (place.path / 'late').touch()
+  process.send_signal(signal.SIGTERM)
+  launchers.wait_until((place.path / 'looks').exists)
+  for pid in pids:
+    os.kill(int(pid), signal.SIGTERM)
+  _, err = process.communicate(timeout=30)
+  assert process.returncode == 75
+  assert 'the training ended with 75' in err
+
+
 def test_slurm_sets_what_it_relies_on():
   source = (ROOT / 'launch/slurm.sbatch').read_text()
   given = re.findall(r'^#SBATCH --(\S+)$', source, re.MULTILINE)
@@ -215,90 +230,43 @@ def test_one_machine_goes_on_after_crashes(
 
 
 def test_a_process_that_waits_for_a_dead_one_is_killed(place):
-  place.answer('training', answers=['hang', '137', '0'])
+  # Whoever is slow to start the second time may be killed then, too.
+  place.answer('training', answers=['hang', '137', '1'])
   done = place.run('launch/multi_gpu.sh', '--processes=2', '--gpus=0,1',
                    '--grace=1', '--', *AWKWARD)
-  assert done.returncode == 0, done.stderr
-  assert 'ended with 137 137' in done.stderr
-  assert len(place.calls('training')) == 4
+  assert done.returncode == 1, done.stderr
+  assert 'ended with 137 137; resuming (1 of 20)' in done.stderr
+  assert len(place.calls('training')) in (3, 4)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_and_nothing_starts_again(place, number):
+@pytest.mark.parametrize('number, send', [
+    (signal.SIGTERM, os.kill), (signal.SIGINT, os.kill),
+    (signal.SIGINT, os.killpg)])  # as Ctrl-C in a terminal
+def test_a_signal_is_passed_on_and_nothing_starts_again(place, number, send):
   place.answer('training', answers=['wait'])
-  process = place.start('launch/multi_gpu.sh', '--processes=2', '--gpus=0,1',
-                        '--', *AWKWARD)
+  process = place.start('setsid', 'launch/multi_gpu.sh', '--processes=2',
+                        '--gpus=0,1', '--', *AWKWARD)
   wait_for(place, 2)
-  process.send_signal(number)
+  send(process.pid, number)
   process.communicate(timeout=30)
   assert process.returncode == 75
   assert len(place.calls('training')) == 2
 
 
-def manifest_of(place, *options):
-  """What kubectl is given, which a dry run prints alike."""
-  argv = ('launch/gke.sh', '--name=run', '--image=registry/image:1', *options)
-  done = place.run(*argv, '--namespace=team', '--', *AWKWARD)
-  assert done.returncode == 0, done.stderr
-  dry = place.run(argv[0], '--dry-run', *argv[1:], '--namespace=team', '--',
-                  *AWKWARD)
-  (call,) = place.calls()
-  assert call['argv'] == ['kubectl', 'apply', '--namespace=team', '-f', '-']
-  assert dry.stdout == (f"{shlex.join(call['argv'])} <<'MANIFEST'\n"
-                        f"{call['stdin']}MANIFEST\n")
-  manifest = yaml.safe_load(call['stdin'])
-  (job,) = manifest['spec']['replicatedJobs']
-  pod = job['template']['spec']['template']['spec']
-  return manifest, job, pod
-
-
-def test_a_jobset_on_tpu_slices(place):
-  manifest, job, pod = manifest_of(
-      place, '--accelerator=tpu-v5-lite-podslice', '--topology=4x8', '--spot',
-      '--slices=2', '--max-restarts=5', '--env=A="b" ${CHIPS} $(B)')
-  assert manifest['kind'] == 'JobSet'
-  assert manifest['metadata'] == {'name': 'run', 'annotations': {
-      'alpha.jobset.sigs.k8s.io/exclusive-topology':
-      'cloud.google.com/gke-nodepool'}}
-  assert job['replicas'] == 2
-  assert job['template']['spec']['parallelism'] == 8
-  assert job['template']['spec']['completions'] == 8
-  assert pod['nodeSelector'] == {
-      'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
-      'cloud.google.com/gke-tpu-topology': '4x8',
-      'cloud.google.com/gke-spot': 'true'}
-  (container,) = pod['containers']
-  assert container['image'] == 'registry/image:1'
-  assert container['resources'] == {'limits': {'google.com/tpu': 4}}
-  # Kubernetes takes $$( for a $( that is not a variable.
-  assert [x.replace('$$(', '$(') for x in container['args']] == [
-      launchers.STOPPED, *AWKWARD]
-  assert '$$(id)' in container['args'][3]
-  assert container['env'] == [{'name': 'A', 'value': '"b" ${CHIPS} $$(B)'}]
-  assert container['securityContext']['runAsUser'] == 0
-
-
-def test_a_jobset_starts_again_unless_it_makes_no_sense(place):
-  manifest, job, pod = manifest_of(place, '--accelerator=nvidia-l4',
-                                   '--grace=60', '--max-restarts=3')
-  policy = manifest['spec']['failurePolicy']
-  assert policy['maxRestarts'] == 3
-  (rule,) = policy['rules']
-  assert rule['action'] == 'FailJobSet'
-  assert rule['onJobFailureReasons'] == ['PodFailurePolicy']
-  spec = job['template']['spec']
-  assert spec['backoffLimit'] == 0
-  (reason,) = spec['podFailurePolicy']['rules']
-  assert reason['action'] == 'FailJob'
-  assert reason['onExitCodes']['operator'] == 'In'
-  assert reason['onExitCodes']['containerName'] == pod['containers'][0]['name']
-  # The same codes as everywhere else.
-  for code in range(256):
-    step = 'stop' if code in reason['onExitCodes']['values'] else (
-        'again' if code else 'end')
-    assert step == STEPS.get(code, 'again')
-  assert pod['restartPolicy'] == 'Never'
-  assert pod['terminationGracePeriodSeconds'] == 60
+@pytest.mark.parametrize('codes, moment', [
+    (['wait'], 'pids+=*'),  # a process is started, and not noted
+    (['134', '0'], r'resumes=\$*')])  # all have ended, and start again
+def test_no_signal_falls_between_two_commands(place, codes, moment):
+  place.answer('training', answers=codes)
+  hook = place.path / 'hook'
+  hook.write_text('set -o functrace\n'
+                  f'trap \'case $BASH_COMMAND in {moment}) '
+                  'kill -TERM $$ ;; esac\' DEBUG\n')
+  process = place.start('launch/multi_gpu.sh', '--', *AWKWARD,
+                        BASH_ENV=str(hook))
+  process.communicate(timeout=30)
+  assert process.returncode == 75
+  assert len(place.calls('training')) <= 1
 
 
 def test_what_follows_each_exit_code():
@@ -306,120 +274,5 @@ def test_what_follows_each_exit_code():
       ['bash', '-c', 'source launch/commands.sh; for i in {0..255}; do '
        'next_step 0 "$i" 0; done; next_step 134 1; next_step 0 lost'],
       cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-  assert out[:256] == [STEPS.get(i, 'again') for i in range(256)]
+  assert out[:256] == [launchers.STEPS.get(i, 'again') for i in range(256)]
   assert out[256:] == ['stop', 'again']
-
-
-def test_a_jobset_on_gpu_nodes_finds_itself_by_flags(place):
-  manifest, job, pod = manifest_of(
-      place, '--accelerator=nvidia-h100-80gb', '--nodes=3', '--chips=8')
-  assert job['replicas'] == 1
-  assert job['template']['spec']['parallelism'] == 3
-  assert job['template']['spec']['completionMode'] == 'Indexed'
-  assert pod['nodeSelector'] == {
-      'cloud.google.com/gke-accelerator': 'nvidia-h100-80gb'}
-  (container,) = pod['containers']
-  assert container['resources'] == {'limits': {'nvidia.com/gpu': 8}}
-  name = f"{manifest['metadata']['name']}-{job['name']}-0-0"
-  assert container['args'][-3:] == [
-      f"--coordinator={name}.{manifest['metadata']['name']}:8476",
-      '--num_processes=3', '--process_id=$(PROCESS_ID)']
-  (variable,) = container['env']
-  assert variable['name'] == 'PROCESS_ID'
-  assert 'job-completion-index' in variable['valueFrom']['fieldRef'][
-      'fieldPath']
-
-
-def test_every_place_of_the_manifest_is_filled(place):
-  template = (ROOT / 'launch/gke_jobset.yaml').read_text()
-  assert re.findall(r'\$\{\w+\}', template)
-  manifest, *_ = manifest_of(place, '--accelerator=nvidia-l4')
-  assert '${' not in str(manifest)
-
-
-def test_xpk_is_called_with_the_command_as_one_word(place):
-  argv = ('launch/xpk.sh', '--cluster=c', '--name=run', '--image=image:1',
-          '--tpu-type=v5litepod-16', '--zone=z', '--xpk-flag=--spot')
-  dry = place.run(argv[0], '--dry-run', *argv[1:], '--', *AWKWARD)
-  done = place.run(*argv, '--', *AWKWARD)
-  assert done.returncode == 0, done.stderr
-  (called,) = place.commands()
-  assert launchers.printed(dry.stdout) == [called]
-  command = next(x for x in called if x.startswith('--command='))[10:]
-  assert shlex.split(command) == ['exec', 'python', *MAIN, *AWKWARD]
-  assert called == [
-      'xpk', 'workload', 'create', '--cluster=c', '--workload=run',
-      '--docker-image=image:1', '--tpu-type=v5litepod-16', '--num-slices=1',
-      '--max-restarts=20', '--restart-on-exit-codes=2-125',
-      '--termination-grace-period-seconds=120', f'--command={command}',
-      '--zone=z', '--spot']
-
-
-def instructions():
-  """(instruction, rest) of the Dockerfile, continued lines joined."""
-  text = re.sub(r'\\\n', ' ', (ROOT / 'launch/Dockerfile').read_text())
-  return [line.split(None, 1) for line in text.splitlines()
-          if line and not line.startswith('#')]
-
-
-def test_the_image_copies_what_is_there_and_not_ignored():
-  ignored = (ROOT / '.dockerignore').read_text().split()
-  assert ignored[0] == '*'
-  let_in = [x[1:] for x in ignored if x.startswith('!')]
-  copied = [word for name, rest in instructions() if name == 'COPY'
-            for word in rest.split()[:-1]]
-  assert copied
-  for path in copied:
-    assert (ROOT / path).exists()
-    assert any(fnmatch.fnmatch(path, f'{x}*') for x in let_in), path
-  # What the installation reads has to be there before it.
-  order = [name for name, _ in instructions()]
-  run = [rest for name, rest in instructions() if 'pip install' in rest]
-  before = instructions()[:order.index('RUN', order.index('COPY'))]
-  present = ' '.join(rest for name, rest in before if name == 'COPY')
-  config = configparser.ConfigParser()
-  config.read(ROOT / 'setup.cfg')
-  for needed in ('setup.cfg', 'pyproject.toml', 'audio_mae_jax/__init__.py',
-                 config['metadata']['license_files'],
-                 config['metadata']['long_description'].split()[1]):
-    assert needed in present
-  assert len(run) == 1
-
-
-@pytest.mark.parametrize('accelerator, extras, installed', [
-    ('cpu', '', '.'), ('cpu', 'tfds', '.[tfds]'), ('cuda', '', '.[cuda]'),
-    ('tpu', 'tfds', '.[tpu,tfds]'), ('gpu', '', None)])
-def test_the_image_installs_the_extras_of_its_accelerator(
-    tmp_path, accelerator, extras, installed):
-  (command,) = [rest for name, rest in instructions() if 'pip install' in rest]
-  pip = tmp_path / 'pip'
-  pip.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-  pip.chmod(0o755)
-  done = subprocess.run(
-      ['sh', '-c', command.replace('chown trainer', 'true')], cwd=tmp_path,
-      text=True, capture_output=True,
-      env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'ACCELERATOR': accelerator,
-           'EXTRAS': extras})
-  if installed is None:
-    assert done.returncode and 'is cpu, cuda or tpu, not gpu' in done.stderr
-    return
-  assert done.stdout.split()[-1] == installed
-  config = configparser.ConfigParser()
-  config.read(ROOT / 'setup.cfg')
-  assert {*re.findall(r'\w+', installed)} <= {
-      *config['options.extras_require']}
-
-
-def test_what_is_installed_for_google_cloud_can_open_its_buckets():
-  _, extra = storage.SCHEMES['gs']
-  assert ['ARG', f'EXTRAS={extra}'] in instructions()
-  script = (ROOT / 'launch/tpu_vm.sh').read_text()
-  assert f"[extras]='tpu,{extra}'\n" in script
-
-
-def test_the_image_starts_training_as_a_user():
-  found = dict(instructions())
-  assert found['ENTRYPOINT'] == '["python", "-m", "audio_mae_jax.main"]'
-  assert found['USER'] == '${RUN_AS}'
-  assert 'RUN_AS=1000' in [rest for name, rest in instructions()
-                           if name == 'ARG']

@@ -86,7 +86,7 @@ def test_the_commands_of_a_new_tpu_vm_word_by_word(place):
       '--config=configs/pretrain_as2m.py --config.workdir=gs://bucket/run '
       "'--config.patch.stride=(10,10)' '--config.name=it'\\''s a $HOME "
       "\"x\"' '--config.probe.online=()'",
-      'audio_mae_jax/launch/worker.sh status']
+      'audio_mae_jax/launch/worker.sh status || echo status=none']
   assert not place.calls()
 
 
@@ -189,15 +189,70 @@ def test_after_a_preemption_all_is_made_again(installed, queued, lost):
   assert f'tpu is {lost}; resuming (1 of 20)' in done.stderr
 
 
-def test_a_failed_recovery_is_tried_again(installed):
+def test_a_loss_counts_once_however_long_there_is_no_capacity(installed):
   place = installed
-  place.answer('tpu-vm list', answers=['PREEMPTED\n', 'PREEMPTED\n', '', '', '',
-                                       'READY\n'])
-  place.answer('tpu-vm create', answers=[('', 1), ('', 0)])
+  failed = 3
+  # watch, up, up after deleting; then watch and up, until there is capacity
+  place.answer('tpu-vm list', answers=[
+      'PREEMPTED\n', 'PREEMPTED\n', '', *['', ''] * failed, 'READY\n'])
+  place.answer('tpu-vm create', answers=[('', 1)] * failed + [('', 0)])
+  done = place.run(SCRIPT, 'watch', *NAMED, TYPE, '--max-resumes=1', *TRAIN)
+  assert done.returncode == 0, done.stderr
+  assert verbs(place) == [
+      'delete', *['create'] * failed, 'create', 'scp', 'install', 'start']
+
+
+def test_each_loss_and_each_request_that_fails_counts(place):
+  place.answer('tpu-vm list', answers=['READY\n'])
+  place.answer('tpu-vm scp', answers=[('', 255)])
+  # Lost once more when it has just come back.
+  place.answer('queued-resources list', answers=[
+      *['SUSPENDED\n', 'SUSPENDED\n', '', 'ACTIVE\n'] * 2,
+      *['FAILED\n', 'FAILED\n', '', 'FAILED\n'] * 2, 'FAILED\n'])
+  done = place.run(SCRIPT, 'watch', *NAMED, TYPE, '--queued',
+                   '--max-resumes=4', *TRAIN)
+  assert done.returncode == 1
+  assert re.findall(r'tpu is (\w+)[;,]', done.stderr) == [
+      'SUSPENDED', 'SUSPENDED', 'FAILED', 'FAILED', 'FAILED']
+  assert 'resumed 4 times already (--max-resumes=4)' in done.stderr
+
+
+def test_an_installation_that_fails_on_a_new_vm_is_repeated(place):
+  place.answer('tpu-vm list', answers=[
+      'PREEMPTED\n', 'PREEMPTED\n', '', 'READY\n'])
+  # A VM that has just come up refuses ssh.
+  place.answer('tpu-vm scp', answers=[('', 255), None])
+  place.answer('worker.sh status', answers=[('', 255), None])
   done = place.run(SCRIPT, 'watch', *NAMED, TYPE, *TRAIN)
   assert done.returncode == 0, done.stderr
   assert verbs(place) == [
-      'delete', 'create', 'create', 'scp', 'install', 'start']
+      'delete', 'create', 'scp', 'scp', 'install', 'start']
+  assert 'ended with none, none; resuming (2 of 20)' in done.stderr
+  assert [x['argv'] for x in place.calls('training')] == [SEEN, SEEN]
+
+
+@pytest.mark.parametrize('heard, most, actions, status', [
+    # The others have ended, or nobody answers: it is installed and started.
+    ('status=69\n', 20, ['scp', 'install', 'start'], 0),
+    ('', 20, ['scp', 'install', 'start'], 0),
+    ('', 0, ['delete'], 1),
+    # One is enough to stop.
+    ('status=1\n', 20, ['tail', 'delete'], 1),
+    ('status=stopped\n', 20, ['delete'], 75),
+    # A run that loses a worker ends: this one has not.
+    ('status=running\n', 0, [], 0)])
+def test_a_worker_that_does_not_answer_is_not_asked_for_ever(
+    installed, heard, most, actions, status):
+  place = installed
+  place.answer('worker.sh status', answers=[
+      *[(heard, 255)] * 10, ('status=0\nstatus=0\n', 0)])
+  down = ['--down-after'] * bool(status)
+  done = place.run(SCRIPT, 'watch', *NAMED, TYPE, f'--max-resumes={most}',
+                   *down, *TRAIN)
+  assert done.returncode == status, done.stderr
+  assert verbs(place) == actions
+  told = 'a worker of a TPU VM that is READY does not answer'
+  assert (told in done.stderr) == (heard in ('', 'status=69\n'))
 
 
 @pytest.mark.parametrize('codes, starts, status', [
