@@ -12,6 +12,7 @@ import pytest
 from audio_mae_jax import config
 from audio_mae_jax.data import files
 from audio_mae_jax.data import labels as labels_lib
+from audio_mae_jax.data import manifests
 from audio_mae_jax.data import opening
 
 SINGLE = config.Labels(multilabel=False, loss='ce')
@@ -150,6 +151,34 @@ def test_clips_of_a_folder_that_cannot_be_listed_are_asked_for(
   monkeypatch.setattr(os, 'scandir', denied)
   with pytest.raises(ValueError, match="well: 'link.wav'"):
     opened(train, valid)
+
+
+def test_splits_of_one_manifest_are_parsed_once_and_not_kept(
+    corpus, monkeypatch):
+  rows = [('0.wav', 'a', 'train'), ('1.wav', 'b', 'train'),
+          ('2.wav', 'a', 'valid'), ('3.wav', 'b', 'test')]
+  fields = ('path', 'label', 'split')
+  path, parse, parsed = corpus('all.csv', rows, fields), manifests._csv, []
+
+  def counted(path):
+    parsed.append(path)
+    return parse(path)
+
+  monkeypatch.setitem(manifests.FORMATS, '.csv', counted)
+  source = lambda split: config.Source(name='manifest', path=path, split=split)
+  cfg = config.Config(task='classify', labels=SINGLE, data=config.Data(
+      clip_s=0.1, train=source('train'), valid=source('valid'),
+      test=source('test')))
+  for clips in (1, 2):
+    _, data = opening.for_training(cfg, labelled=True)
+    assert [len(split.source) for split in data] == [2, 1, clips]
+    assert parsed == [path]
+    assert manifests._parsed.get() is None
+    parsed.clear()
+    corpus('all.csv', [*rows, ('4.wav', 'b', 'test')], fields)
+  with pytest.raises(ValueError, match='config.data.train has no clip of'):
+    opened(path, split='valid')
+  assert manifests._parsed.get() is None
 
 
 def test_a_clip_to_test_on_is_not_one_to_validate_on(corpus):
