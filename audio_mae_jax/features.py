@@ -103,9 +103,8 @@ def _frames(config, known):
   return size + max(0, -(-(frames - size) // step)) * step
 
 
-def random_params(
-    config: config_lib.Config, final_norm: bool = True
-) -> dict[str, np.ndarray]:
+def random_params(config: config_lib.Config, final_norm: bool = True
+                  ) -> dict[str, np.ndarray]:
   """Parameters by name of an untrained encoder of `config`."""
   init = jax.jit(_init(encoder_lib.make(config, final_norm), config))
   tree = jax.device_get(init(jax.random.key(config.train.seed)))
@@ -132,11 +131,12 @@ def extract(config: config_lib.Config, params: dict[str, np.ndarray],
   Raises:
     ValueError: no clip can be read, or features are not finite.
   """
-  place = pathlib.Path(folder) / fingerprint(config, params, split)
-  found = (place / _MEANS).exists() and (
-      not tokens or (place / _TOKENS).exists())
-  found = distributed.gather(found)[0]  # the first one's disk decides
-  if found:
+  place = found = None
+  with distributed.together():
+    if distributed.is_first():  # alone it reads and writes there
+      place = pathlib.Path(folder) / fingerprint(config, params, split)
+      found = (place / (_TOKENS if tokens else _MEANS)).exists()
+  if distributed.gather(found)[0]:
     _log.info('Features of %s: as computed before, from %s.',
               split.source.describe(), place)
   else:

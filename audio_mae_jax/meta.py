@@ -8,8 +8,10 @@ from audio_mae_jax import config as config_lib
 # Where, how fast and how often may change from one start to the next; these
 # decide what the result is, and may not.
 FREE = (r'name', r'workdir', r'mesh\..*', r'checkpoint\..*', r'log\..*',
-        r'data\.(root|train\.path|valid\..*|test\..*)',
-        r'data\.(num_threads|prefetch_batches|on_bad|max_bad_fraction)',
+        # Other clips or classes than before show in the data.
+        r'data\.(root|train\.(path|labels_csv)|valid\..*|test\..*)',
+        r'data\.(num_threads|prefetch_batches|cache_gb)',
+        r'data\.(on_bad|max_bad_fraction)',
         r'model\.(remat|scan_layers|attention)', r'frontend\.transform',
         r'mode', r'folds', r'probe\..*', r'labels\.metric')
 

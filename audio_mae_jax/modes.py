@@ -33,8 +33,9 @@ MODES = {
     'probe': lambda config: probe.probe(config) is not None}
 RESULT = 'folds.json'
 # Where a host has its files and how fast it is may differ between processes.
-OF_A_PROCESS = (r'data\.root', r'(data|probe)\.\w+\.path',
-                r'data\.(num_threads|prefetch_batches)', r'log\.progress')
+OF_A_PROCESS = (r'data\.root', r'(data|probe)\.\w+\.(path|labels_csv)',
+                r'data\.(num_threads|prefetch_batches|cache_gb)',
+                r'log\.progress')
 
 
 def run(config: config_lib.Config):

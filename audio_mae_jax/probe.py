@@ -23,6 +23,7 @@ from audio_mae_jax import storage
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax import workdirs
 from audio_mae_jax.data import labels
+from audio_mae_jax.data import manifests
 from audio_mae_jax.data import opening
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import sources
@@ -78,6 +79,7 @@ def probe(config: config_lib.Config, devices=None) -> dict:
     return _tell(config, parts, values, workdir)
 
 
+@manifests.parsed_once()
 def open_splits(
     config: config_lib.Config, settings: config_lib.Probe
 ) -> tuple[splits.Split, splits.Split]:
@@ -116,6 +118,7 @@ class _Parts:
   whole: tuple[splits.Split, ...]
 
 
+@manifests.parsed_once()
 def _parts(config) -> _Parts:
   settings = config.probe
   if not config.folds:

@@ -29,6 +29,9 @@ from audio_mae_jax import storage
 _log = logging.getLogger(__name__)
 
 PUSH_S = 30.0
+# A server keeps the lock of a host that is gone, NFS 4 for 90 s by default.
+KEPT_S, _RETRY_S = 120.0, 3.0
+_NETWORK = ('nfs', 'nfs4', 'cifs', 'smb3', 'ceph', 'lustre', 'gpfs', 'beegfs')
 _OWN_WAYS = ('checkpoints', 'damaged', 'wandb')  # are not copied with the rest
 # A run adds to these and does not read them.
 _WRITTEN = ('tensorboard', 'pictures', 'profile')
@@ -217,8 +220,9 @@ def lock(folder: str | os.PathLike):
   """Keeps other runs out of a folder of this machine while in use.
 
   The operating system lets go of the lock when the process ends, however it
-  ends. Process 0 holds it for all of its run. On file systems that have no
-  locks a lease does the same, and is given.
+  ends; on a network file system not at once if the host has ended, too. Process
+  0 holds it for all of its run. On file systems that have no locks a lease does
+  the same, and is given.
   """
   if not distributed.is_first():
     yield None
@@ -226,7 +230,7 @@ def lock(folder: str | os.PathLike):
   with contextlib.ExitStack() as stack:
     file = stack.enter_context(open(os.path.join(folder, '.lock'), 'w'))
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      _flock(file, folder)
     except BlockingIOError:
       raise ValueError(
           f'Another process is training in {os.fspath(folder)!r}. Wait for '
@@ -236,3 +240,38 @@ def lock(folder: str | os.PathLike):
           os.path.abspath(os.path.join(folder, '.lease')), os.fspath(folder)))
       return
     yield None
+
+
+def _flock(file, folder):
+  """Locks `file`; BlockingIOError if another process has it, and keeps it."""
+  end, told = time.monotonic() + KEPT_S, False
+  while True:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return
+    except BlockingIOError:
+      if _kind_of(folder) not in _NETWORK or time.monotonic() > end:
+        raise
+    if not told:
+      told = True
+      _log.info(
+          '%s is locked, by another process or for a host that is gone: then '
+          'its file server gives the lock back, in a minute or two. Trying for '
+          'up to %g s ...', os.fspath(folder), KEPT_S)
+    time.sleep(_RETRY_S)
+
+
+def _kind_of(folder, mounts='/proc/self/mountinfo'):
+  """The kind of file system that `folder` is on, or '' if that is not known."""
+  device = os.stat(folder).st_dev
+  number = f'{os.major(device)}:{os.minor(device)}'
+  try:
+    with open(mounts, encoding='utf-8', errors='replace') as file:
+      for line in file:
+        # 36 35 0:52 / /mnt rw,noatime shared:1 - nfs4 server:/dir rw,vers=4.2
+        mount, _, kind = line.partition(' - ')
+        if mount.split()[2] == number:
+          return kind.split()[0]
+  except OSError:  # not Linux
+    pass
+  return ''

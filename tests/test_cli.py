@@ -1,9 +1,12 @@
 """What the commands share; test_main.py runs one of them."""
 
+import configparser
 import errno
+import pathlib
 import re
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
 from audio_mae_jax import cli
@@ -51,7 +54,8 @@ def test_statuses_say_whether_to_start_again(error, status, told, capsys):
 @pytest.fixture
 def cache_dir(monkeypatch):
   """Sets JAX's setting, and in the end what was; returns how to read it."""
-  names = 'jax_compilation_cache_dir', 'jax_compilation_cache_max_size'
+  names = ('jax_compilation_cache_dir', 'jax_compilation_cache_max_size',
+           'jax_persistent_cache_min_compile_time_secs')
   before = {name: getattr(jax.config, name) for name in names}
 
   def now(place, backend):
@@ -62,6 +66,7 @@ def cache_dir(monkeypatch):
   yield now
   for name, value in before.items():
     jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 def test_programs_for_accelerators_are_kept_for_later_runs(
@@ -70,6 +75,31 @@ def test_programs_for_accelerators_are_kept_for_later_runs(
   cli.keep_programs({'XDG_CACHE_HOME': str(tmp_path)})
   assert found() == str(tmp_path / 'audio_mae_jax' / 'programs')
   assert not list((tmp_path / 'audio_mae_jax' / 'programs').iterdir())
+
+
+def test_the_next_start_finds_what_was_compiled(cache_dir, tmp_path):
+  cache_dir(None, 'gpu')
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  compilation_cache.reset_cache()
+  cli.keep_programs({'XDG_CACHE_HOME': str(tmp_path)})
+  place = tmp_path / 'audio_mae_jax' / 'programs'
+  x, used = jax.numpy.arange(3.0), []
+  for _ in range(2):
+    # Another function to JAX, and the same program.
+    jax.jit(lambda x: 41 * x + 1)(x).block_until_ready()
+    # When each was last used is kept for the sake of the largest size.
+    used.append({path.name: path.read_bytes()
+                 for path in place.glob('jit__lambda*-atime')})
+  assert len(used[0]) == 1 and used[0].keys() == used[1].keys()
+  assert used[0] != used[1]
+  assert len(list(place.glob('jit__lambda*-cache'))) == 1
+
+
+def test_what_a_largest_size_needs_is_installed_with_the_package():
+  """Without it JAX keeps nothing, and a test's other packages may bring it."""
+  setup = configparser.ConfigParser()
+  setup.read(pathlib.Path(__file__).parents[1] / 'setup.cfg')
+  assert re.search('^filelock', setup['options']['install_requires'], re.M)
 
 
 def test_a_home_that_cannot_be_written_to_costs_no_run(

@@ -13,10 +13,12 @@ import reference
 import soundfile
 import tiny
 
+from audio_mae_jax import distributed
 from audio_mae_jax import features
 from audio_mae_jax import frontend
 from audio_mae_jax import patches
 from audio_mae_jax import sharding
+from audio_mae_jax import storage
 from audio_mae_jax import weights
 from audio_mae_jax.data import splits
 from audio_mae_jax.models import encoder as encoder_lib
@@ -113,6 +115,36 @@ def test_tokens_that_are_missing_are_computed(computed, caplog, tmp_path):
         features.extract(*args, tokens=True).tokens, found.tokens, atol=4e-3)
   assert 'as computed before' not in caplog.text
   assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_first_process_alone_looks_at_the_files(
+    computed, monkeypatch):
+  config, params, folder, _ = computed
+  asked = []
+  version = lambda path: asked.append(path) or ()
+  monkeypatch.setattr(features.storage, 'version', version)
+  monkeypatch.setattr(distributed, 'is_first', lambda: False)
+  # What the first one says: that nothing has failed, that features are there.
+  told = iter([[None, None], [True, None]])
+  monkeypatch.setattr(distributed, 'gather', lambda own: next(told))
+  assert features.extract(config, params, open_split(config), folder) is None
+  assert not asked and next(told, 'all asked for') == 'all asked for'
+
+
+def test_files_out_of_reach_of_the_first_process_end_all(
+    computed, monkeypatch):
+  config, params, folder, _ = computed
+
+  def gone(path):
+    raise storage.Unreachable(f'{path} cannot be reached')
+
+  told = []
+  monkeypatch.setattr(features.storage, 'version', gone)
+  monkeypatch.setattr(
+      distributed, 'gather', lambda own: told.append(own) or [own])
+  with pytest.raises(storage.Unreachable):
+    features.extract(config, params, open_split(config), folder)
+  assert len(told) == 1 and told[0].startswith('Unreachable: /')
 
 
 def test_what_features_depend_on_is_in_the_fingerprint(tmp_path):

@@ -135,6 +135,19 @@ def test_a_recipe_without_folds_runs_once(folder, tmp_path, calls):
   assert calls == [config]
 
 
+def test_hosts_may_have_their_own_places_and_memory(monkeypatch):
+  told = []
+  monkeypatch.setattr(modes.distributed, 'check_same',
+                      lambda _, values, __: told.append(values))
+  for overrides in (
+      {}, {'data.root': '/b', 'data.train.path': '/b/list.json',
+           'data.valid.labels_csv': '/b/c.csv', 'data.cache_gb': 8.0,
+           'probe.test.labels_csv': '/b/c.csv', 'data.num_threads': 3},
+      {'data.train.split': 'b'}):
+    modes.check_same(tiny.config({}, overrides))
+  assert told[0] == told[1] != told[2]
+
+
 def test_a_probe_goes_through_its_folds_itself(folder, monkeypatch):
   seen = []
   monkeypatch.setitem(modes.MODES, 'probe', seen.append)

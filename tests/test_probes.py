@@ -23,6 +23,7 @@ from audio_mae_jax import probe
 from audio_mae_jax import probes
 from audio_mae_jax import step
 from audio_mae_jax import weights
+from audio_mae_jax.data import manifests
 
 DEPTH, N, D = 3, 6, 8
 QUICK = dataclasses.replace(
@@ -308,6 +309,19 @@ def test_a_fold_of_many_is_the_same_as_one_alone(place, once):
   for kind in ('linear', 'knn'):
     assert (found['results']['trained'][kind]['folds']['0']
             == once['results']['trained'][kind])
+
+
+def test_a_manifest_is_parsed_once_for_all_folds(place, monkeypatch):
+  parse, parsed = manifests._csv, []
+
+  def counted(path):
+    parsed.append(path)
+    return parse(path)
+
+  monkeypatch.setitem(manifests.FORMATS, '.csv', counted)
+  parts = probe._parts(recipe(place, FOLDS))
+  assert [len(split.source) for split in parts.by_fold['2']] == [16, 8]
+  assert parsed == [str(place / 'list.csv')]
 
 
 def test_a_fold_of_which_no_clip_can_be_read_is_an_error(place):

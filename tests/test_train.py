@@ -217,6 +217,18 @@ def test_settings_that_change_no_result_may_differ(whole, tmp_path):
   assert_same_bits(state, whole[1])
 
 
+def test_other_places_and_another_memory_are_the_same_run():
+  folder = pathlib.Path('run/checkpoints')
+  stored = meta.of(tiny('run'), {'names': 'a', 'labels': 'b'})
+  moved = meta.of(tiny('run', **{
+      'data.root': '/b', 'data.train.path': '/b/list.json',
+      'data.train.labels_csv': '/b/classes.csv', 'data.cache_gb': 8.0}),
+      {'names': 'a', 'labels': 'b'})
+  meta.check(stored, moved, folder)
+  with pytest.raises(ValueError, match=r"the data \(labels\): was 'b', is 'c'"):
+    meta.check(stored, moved | {'data': {'names': 'a', 'labels': 'c'}}, folder)
+
+
 def test_a_setting_that_is_younger_than_the_run_has_its_default():
   present = meta.of(tiny('run'), {'clips': 4})
   stored = {**present, 'config': dict(present['config'])}

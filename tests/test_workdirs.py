@@ -1,6 +1,8 @@
 """Work directories: made, locked, and at an address kept up to date."""
 
+import contextlib
 import errno
+import os
 import pathlib
 import threading
 import time
@@ -77,6 +79,65 @@ def test_a_second_run_is_refused_while_the_first_lives(
   with workdirs.opened(place):  # at once
     assert storage.exists(storage.join(place, '.lease'))
   assert not storage.exists(storage.join(place, '.lease'))
+
+
+@pytest.fixture
+def device(tmp_path, monkeypatch):
+  """device(kind) makes `tmp_path` one of a file system of this kind."""
+  kind_of, status = workdirs._kind_of, os.stat(tmp_path)
+
+  def make(kind):
+    major, minor = os.major(status.st_dev), os.minor(status.st_dev)
+    mounts = tmp_path / 'mountinfo'
+    mounts.write_text(
+        '21 1 999:1 / / rw,relatime - ext4 /dev/vda rw\n'
+        f'36 35 {major}:{minor} /dir /mnt/a\\040b rw,noatime shared:1 master:2 '
+        f'- {kind} server:/dir rw,vers=4.2\n'
+        '37 1 999:2 / /x rw - nfs4 other:/ rw\n')
+    monkeypatch.setattr(
+        workdirs, '_kind_of', lambda folder: kind_of(folder, str(mounts)))
+
+  return make
+
+
+def test_a_lock_that_a_file_server_keeps_for_a_lost_host_is_waited_for(
+    device, tmp_path, monkeypatch, caplog):
+  device('nfs4')
+  first = contextlib.ExitStack()
+  first.enter_context(workdirs.lock(tmp_path))
+  slept = []
+
+  def sleep(seconds):
+    slept.append(seconds)
+    if len(slept) == 3:  # the server gives it back
+      first.close()
+
+  monkeypatch.setattr(workdirs.time, 'sleep', sleep)
+  with caplog.at_level('INFO', 'audio_mae_jax'):
+    with workdirs.lock(tmp_path):
+      assert slept == [3.0] * 3
+  assert caplog.text.count('Trying for up to 120 s ...') == 1
+
+
+@pytest.mark.parametrize('kind, waits_s', [
+    ('nfs4', 120), ('nfs', 120), ('lustre', 120), ('ext4', 0), ('tmpfs', 0)])
+def test_a_lock_that_is_not_given_back_is_anothers(
+    device, tmp_path, monkeypatch, kind, waits_s):
+  device(kind)
+  now = [1000.0]
+  monkeypatch.setattr(workdirs.time, 'monotonic', lambda: now[0])
+  monkeypatch.setattr(workdirs.time, 'sleep',
+                      lambda seconds: now.append(now.pop() + seconds))
+  with workdirs.lock(tmp_path):
+    with pytest.raises(ValueError, match='Another process is training in'):
+      with workdirs.lock(tmp_path):
+        raise AssertionError('locked')
+  assert waits_s <= now[0] - 1000 <= waits_s + 5
+
+
+def test_the_kind_of_a_file_system_is_found_where_linux_tells_it(tmp_path):
+  assert workdirs._kind_of('/proc') == 'proc'
+  assert workdirs._kind_of(tmp_path, str(tmp_path / 'none')) == ''
 
 
 def test_a_killed_run_is_taken_over(bucket, quick, caplog):

@@ -12,6 +12,7 @@ import os
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import metrics
+from audio_mae_jax import storage
 from audio_mae_jax.data import files
 from audio_mae_jax.data import splits
 
@@ -80,20 +81,52 @@ def check_disjoint(
     source: files.Source, held_out: files.Source, where: str,
     other: str = 'the train split'):
   """Raises ValueError if a clip of `held_out` is (partly) in `source`, too."""
-  real = functools.cache(os.path.realpath)  # './a.wav', or a link, is 'a.wav'
-  spans = collections.defaultdict(list)
+  real = _RealPaths()  # './a.wav', or a link, is 'a.wav'
+  parts, shared = collections.defaultdict(list), set()
+  for i in range(len(held_out)):
+    place = held_out.place_of(i)
+    if place:
+      parts[real.of(place[0])].append((i, *place[1:]))
   for place in map(source.place_of, range(len(source))):
     if place:
-      spans[real(place[0])].append(place[1:])
-  shared = []
-  for i in range(len(held_out)):
-    path, start, stop = held_out.place_of(i) or ('', 0.0, 0.0)
-    if path and any(
-        start < b and a < stop for a, b in spans.get(real(path), ())):
-      shared.append(held_out.name_of(i))
+      path, start, stop = place
+      shared.update(i for i, a, b in parts.get(real.of(path), ())
+                    if start < b and a < stop)
   if shared:
+    names = [held_out.name_of(i) for i in sorted(shared)]
     raise ValueError(
         f'{len(shared)} of the {len(held_out)} clips of {where} are in {other} '
-        f'as well: {splits.some(shared)}. Folds and splits must not overlap; '
+        f'as well: {splits.some(names)}. Folds and splits must not overlap; '
         'correct the manifest, or the folds and splits asked for.')
 
+
+class _RealPaths:
+  """`os.path.realpath` of files, each folder of which is looked at once.
+
+  To ask for every file takes a minute for two million, and on a network file
+  system as many requests. A listing of the folder says which of its files are
+  links, and only these are asked for.
+  """
+
+  def __init__(self):
+    self._folder = functools.cache(_folder)
+
+  def of(self, path: str) -> str:
+    """The file behind all links; an address as it is."""
+    if storage.is_remote(path):
+      return path
+    folder, name = os.path.split(path)
+    start, links = self._folder(folder)
+    if links is None or name in links:
+      return os.path.realpath(path)
+    return start + name
+
+
+def _folder(path):
+  """(its real path with a slash, names of links in it or None: not known)."""
+  try:
+    with os.scandir(path) as entries:
+      links = {entry.name for entry in entries if entry.is_symlink()}
+  except OSError:
+    links = None
+  return os.path.join(os.path.realpath(path), ''), links

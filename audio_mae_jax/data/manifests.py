@@ -8,6 +8,8 @@
            named by a class_labels_indices.csv with index, mid, display_name
 """
 
+import contextlib
+import contextvars
 import csv
 import dataclasses
 import json
@@ -19,6 +21,7 @@ from audio_mae_jax import registry
 from audio_mae_jax import storage
 
 _PROBED = 100  # rows that are looked for on disk to find where paths start
+_parsed = contextvars.ContextVar('rows by path', default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +35,34 @@ class Row:
   duration_s: float | None = None  # None: to the end of the file
 
 
+@contextlib.contextmanager
+def parsed_once():
+  """In the block, or function, each manifest is parsed at its first use alone.
+
+  Several splits are often of one file, and AudioSet's takes 20 s. Its rows stay
+  in memory for no longer than that.
+  """
+  if _parsed.get() is not None:  # a block within another
+    yield
+    return
+  token = _parsed.set({})
+  try:
+    yield
+  finally:
+    _parsed.reset(token)
+
+
 def read(path: str) -> list[Row]:
-  """The rows of the manifest at `path`, in its order."""
+  """The rows of the manifest at `path`, in its order; not to be changed."""
+  parsed = _parsed.get()
+  if parsed is None:
+    return _read(path)
+  if path not in parsed:
+    parsed[path] = _read(path)
+  return parsed[path]
+
+
+def _read(path):
   if not storage.is_file(path):
     raise FileNotFoundError(
         f'No manifest at {path}. Put one there, or name another: a '

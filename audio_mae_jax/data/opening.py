@@ -7,6 +7,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import distributed
 from audio_mae_jax.data import files
 from audio_mae_jax.data import labels
+from audio_mae_jax.data import manifests
 from audio_mae_jax.data import sources
 from audio_mae_jax.data import splits
 
@@ -18,6 +19,7 @@ class Data(NamedTuple):
   test: splits.Split | None
 
 
+@manifests.parsed_once()
 def for_training(
     config: config_lib.Config, labelled: bool
 ) -> tuple[config_lib.Config, Data]:
@@ -53,6 +55,7 @@ def for_training(
   return config, data
 
 
+@manifests.parsed_once()
 def held_out(
     config: config_lib.Config, classes: list[str] | None
 ) -> tuple[splits.Split | None, splits.Split | None]:

@@ -3,11 +3,16 @@
 import csv
 import dataclasses
 import logging
+import os
+import re
 
 import numpy as np
 import pytest
 
 from audio_mae_jax import config
+from audio_mae_jax.data import files
+from audio_mae_jax.data import labels as labels_lib
+from audio_mae_jax.data import manifests
 from audio_mae_jax.data import opening
 
 SINGLE = config.Labels(multilabel=False, loss='ce')
@@ -89,13 +94,91 @@ def test_a_held_out_clip_that_is_trained_on_is_named(corpus):
     opened(train, valid)
 
 
-@pytest.mark.parametrize('spelling', ['./1.wav', 'link.wav'])
-def test_another_spelling_is_the_same_clip(corpus, tmp_path, spelling):
+@pytest.mark.parametrize('trained, held_out', [
+    ('1.wav', './1.wav'), ('1.wav', 'link.wav'), ('link.wav', '1.wav'),
+    ('link.wav', 'other.wav'), ('1.wav', 'linked/1.wav'),
+    ('linked/1.wav', '1.wav'), ('linked/link.wav', './other.wav')])
+def test_another_spelling_is_the_same_clip(
+    corpus, tmp_path, trained, held_out):
+  for name in ('link.wav', 'other.wav'):
+    (tmp_path / name).symlink_to(tmp_path / '1.wav')
+  (tmp_path / 'linked').symlink_to(tmp_path)
+  train = corpus('train.csv', [('0.wav', 'a'), (trained, 'b')])
+  valid = corpus('valid.csv', [('2.wav', 'b'), (held_out, 'b')])
+  with pytest.raises(ValueError, match=re.escape(
+      f'1 of the 2 clips of config.data.valid are in the train split as well: '
+      f'{held_out!r}. Folds and splits must not overlap')):
+    opened(train, valid)
+
+
+def test_the_disk_is_asked_for_folders_and_not_for_each_clip(
+    corpus, tmp_path, monkeypatch):
+  (tmp_path / 'link.wav').symlink_to(tmp_path / '1.wav')
+  asked, realpath = [], os.path.realpath
+
+  def counted(path):
+    asked.append(str(path))
+    return realpath(path)
+
+  monkeypatch.setattr(os.path, 'realpath', counted)
+  source = lambda place, names: files.Files('', [
+      files.File(f'{place}/{name}', name) for name in names], [], 0.0)
+  names = [f'{i}.wav' for i in range(8)]
+  for place, paths in (
+      (str(tmp_path), [str(tmp_path)]), (f'{tmp_path}/./', [f'{tmp_path}/.']),
+      ('gs://bucket/a', [])):
+    labels_lib.check_disjoint(
+        source(place, names[:6]), source(place, names[6:]), 'valid')
+    assert asked == paths
+    asked.clear()
+    with pytest.raises(ValueError, match="1 of the 2 clips .*: '5.wav'"):
+      labels_lib.check_disjoint(
+          source(place, names[:6]), source(place, names[5:7]), 'valid')
+    asked.clear()
+  with pytest.raises(ValueError, match="1 of the 1 clips .*: 'link.wav'"):
+    labels_lib.check_disjoint(
+        source(tmp_path, names[:6]), source(tmp_path, ['link.wav']), 'valid')
+  assert asked == [str(tmp_path), f'{tmp_path}/link.wav']
+
+
+def test_clips_of_a_folder_that_cannot_be_listed_are_asked_for(
+    corpus, tmp_path, monkeypatch):
+  def denied(path):
+    raise PermissionError(13, 'Permission denied', path)
   (tmp_path / 'link.wav').symlink_to(tmp_path / '1.wav')
   train = corpus('train.csv', [('0.wav', 'a'), ('1.wav', 'b')])
-  valid = corpus('valid.csv', [('2.wav', 'b'), (spelling, 'b')])
-  with pytest.raises(ValueError, match='must not overlap'):
+  valid = corpus('valid.csv', [('link.wav', 'b')])
+  monkeypatch.setattr(os, 'scandir', denied)
+  with pytest.raises(ValueError, match="well: 'link.wav'"):
     opened(train, valid)
+
+
+def test_splits_of_one_manifest_are_parsed_once_and_not_kept(
+    corpus, monkeypatch):
+  rows = [('0.wav', 'a', 'train'), ('1.wav', 'b', 'train'),
+          ('2.wav', 'a', 'valid'), ('3.wav', 'b', 'test')]
+  fields = ('path', 'label', 'split')
+  path, parse, parsed = corpus('all.csv', rows, fields), manifests._csv, []
+
+  def counted(path):
+    parsed.append(path)
+    return parse(path)
+
+  monkeypatch.setitem(manifests.FORMATS, '.csv', counted)
+  source = lambda split: config.Source(name='manifest', path=path, split=split)
+  cfg = config.Config(task='classify', labels=SINGLE, data=config.Data(
+      clip_s=0.1, train=source('train'), valid=source('valid'),
+      test=source('test')))
+  for clips in (1, 2):
+    _, data = opening.for_training(cfg, labelled=True)
+    assert [len(split.source) for split in data] == [2, 1, clips]
+    assert parsed == [path]
+    assert manifests._parsed.get() is None
+    parsed.clear()
+    corpus('all.csv', [*rows, ('4.wav', 'b', 'test')], fields)
+  with pytest.raises(ValueError, match='config.data.train has no clip of'):
+    opened(path, split='valid')
+  assert manifests._parsed.get() is None
 
 
 def test_a_clip_to_test_on_is_not_one_to_validate_on(corpus):
