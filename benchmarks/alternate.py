@@ -19,7 +19,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-_VERSIONS = ('jax', 'jaxlib', 'flax', 'torch', 'numpy')
+_VERSIONS = ('jax', 'jaxlib', 'flax', 'torch', 'onnxruntime', 'numpy')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 tokens, nothing hidden.
 
   python -m benchmarks.embedding --batch_size=4
+  python -m benchmarks.embedding --batch_size=4 --runtime=onnx
 """
 
 import argparse
@@ -11,6 +12,9 @@ from benchmarks import alternate
 from benchmarks import torch_steps
 from benchmarks import work
 
+OURS = {'jax': ('benchmarks.ours', 'embedding'),
+        'onnx': ('benchmarks.onnx_steps',)}
+
 
 def main(argv):
   parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
@@ -18,9 +22,12 @@ def main(argv):
   work.add_flags(parser)
   torch_steps.add_flags(parser, nargs='+')
   alternate.add_flags(parser)
+  parser.add_argument(
+      '--runtime', default='jax', choices=list(OURS),
+      help='what runs ours: JAX, or ONNX Runtime the file of an export')
   args = parser.parse_args(argv)
   ours = alternate.Side(
-      'ours', ('-m', 'benchmarks.ours', args.task, *work.flags(args)))
+      f'ours, {args.runtime}', ('-m', *OURS[args.runtime], *work.flags(args)))
   return alternate.compare([ours, *torch_steps.sides(args)], args)
 
 

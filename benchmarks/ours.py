@@ -34,20 +34,20 @@ def main(argv):
       lambda: (device.memory_stats() or {}).get('peak_bytes_in_use'))
 
 
-def _audio(config):
+def audio(config):
   """[B, S] of noise and [B]: all of it valid."""
   shape = config.train.batch_size, pipeline.clip_samples(config)
-  audio = 0.1 * np.random.default_rng(0).standard_normal(shape, np.float32)
-  return audio, np.full(shape[0], shape[1], np.int32)
+  samples = 0.1 * np.random.default_rng(0).standard_normal(shape, np.float32)
+  return samples, np.full(shape[0], shape[1], np.int32)
 
 
 def train(config, args):
   """The whole step, as training runs it."""
   del args
   program = step_lib.build(config, 1000, jax.devices()[:1])
-  audio, num_samples = _audio(config)
-  clips = len(audio)
-  batch = {'audio': audio, 'num_samples': num_samples,
+  samples, num_samples = audio(config)
+  clips = len(samples)
+  batch = {'audio': samples, 'num_samples': num_samples,
            'index': np.arange(clips, dtype=np.int32),
            'valid': np.ones(clips, np.float32)}
   if program.task.labelled:
@@ -63,30 +63,36 @@ def train(config, args):
   return step, lambda: jax.block_until_ready(state)
 
 
-def embedding(config, args):
-  """Waveforms -> the mean over the tokens of each clip, nothing hidden."""
-  del args
+def embedder(config):
+  """The model that embeds, its grid of patches and random parameters."""
   model, front = classifier.make(config), config.frontend
   grid = patches_lib.grid_of(
       (front.num_frames, front.num_mel_bins), config.patch)
   pixels = config.patch.size[0] * config.patch.size[1]
   params = jax.jit(lambda rng: model.init(
       rng, jnp.zeros((1, grid[0] * grid[1], pixels)), grid))(jax.random.key(0))
+  return model, grid, params['params']
+
+
+def embedding(config, args):
+  """Waveforms -> the mean over the tokens of each clip, nothing hidden."""
+  del args
+  model, grid, params = embedder(config)
 
   @jax.jit
   def forward(params, audio, num_samples):
-    features = frontend.features(audio, num_samples, front)
+    features = frontend.features(audio, num_samples, config.frontend)
     return model.apply(
-        params, patches_lib.patchify(features, config.patch), grid)
+        {'params': params}, patches_lib.patchify(features, config.patch), grid)
 
-  return _repeated(forward, params, *map(jnp.asarray, _audio(config)))
+  return _repeated(forward, params, *map(jnp.asarray, audio(config)))
 
 
 def front_end(config, args):
   """Waveforms -> log-mel."""
   spec = dataclasses.replace(config.frontend, transform=args.transform)
   features = jax.jit(lambda audio, n: frontend.features(audio, n, spec))
-  return _repeated(features, *map(jnp.asarray, _audio(config)))
+  return _repeated(features, *map(jnp.asarray, audio(config)))
 
 
 def _repeated(fn, *args):

@@ -18,10 +18,11 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 @pytest.fixture(scope='module')
 def compile_once(tmp_path_factory):
-  """Runs of a module have few programs in common; compiling takes longest."""
+  """Models of one size have programs in common, in a module and between those
+  that ask for this; compiling takes longest."""
   import jax
-  jax.config.update(
-      'jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla')))
+  place = tmp_path_factory.getbasetemp() / 'programs'
+  jax.config.update('jax_compilation_cache_dir', str(place))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   yield
   jax.config.update('jax_compilation_cache_dir', None)

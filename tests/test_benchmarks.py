@@ -124,13 +124,16 @@ def test_kaldi_computes_the_same_features():
 @pytest.mark.slow
 @pytest.mark.parametrize('command', [
     ['train_step', '--task=pretrain'], ['train_step', '--task=finetune'],
-    ['embedding'], ['front_end'], ['decoders', '--only'],
+    ['embedding'], ['embedding', '--runtime=onnx'], ['front_end'],
+    ['decoders', '--only'],
     ['gpu', '--device=cpu', '--batch_size=8', '--seconds=900', '--parts',
      *gpu.ALL]])
 def test_every_comparison_runs(command, tmp_path):
   name, *flags = command
   if name in ('train_step', 'embedding', 'front_end'):
     pytest.importorskip('torch')
+  if '--runtime=onnx' in flags:
+    pytest.importorskip('onnxruntime')
   output = tmp_path / 'result.json'
   if name != 'gpu':
     flags += ['--rounds=1', '--steps=1']

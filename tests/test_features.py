@@ -23,6 +23,8 @@ from audio_mae_jax import weights
 from audio_mae_jax.data import splits
 from audio_mae_jax.models import encoder as encoder_lib
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 HZ, CLIP_S = 16000, 0.65
 SMALL = tiny.MODEL | {
     'model.encoder.depth': 2, 'data.clip_s': CLIP_S, 'train.batch_size': 8,

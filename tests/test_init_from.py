@@ -22,6 +22,8 @@ from audio_mae_jax import trees
 from audio_mae_jax import weights
 from audio_mae_jax.models import encoder
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 of = functools.partial(exchange.random_weights, base=tiny.MODEL)
 
 

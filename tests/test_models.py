@@ -25,6 +25,8 @@ from audio_mae_jax.models import encoder as encoder_lib
 from audio_mae_jax.models import layers
 from audio_mae_jax.models import window
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 DEPTHS = {  # of the paper's table 1c
     'local': {'depth': 16}, 'global': {'depth': 8},
     'hybrid': {'depth': 8, 'global_depth': 4}}

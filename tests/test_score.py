@@ -23,6 +23,8 @@ from audio_mae_jax import train
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.data import splits
 
+pytestmark = pytest.mark.usefixtures('compile_once')
+
 # A front end that can be undone: frames do not overlap and are not padded, and
 # a small deviation keeps neighbouring filters near each other.
 INVERTIBLE = {
@@ -92,6 +94,7 @@ def test_the_command_line_gives_the_released_logits(folder, tmp_path):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(f'''
 from audio_mae_jax import config as config_lib
+
 
 def get_config():
   config = config_lib.default('classify')
