@@ -146,7 +146,8 @@ def test_files_out_of_reach_of_the_first_process_end_all(
       distributed, 'gather', lambda own: told.append(own) or [own])
   with pytest.raises(storage.Unreachable):
     features.extract(config, params, open_split(config), folder)
-  assert len(told) == 1 and told[0].startswith('Unreachable: /')
+  (text, status), = told
+  assert text.startswith('Unreachable: /') and status == 69
 
 
 def test_what_features_depend_on_is_in_the_fingerprint(tmp_path):

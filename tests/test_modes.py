@@ -108,6 +108,7 @@ def wish_at(call):
   return requested
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_of_a_fold_begins_no_other(
     folder, tmp_path, monkeypatch):
   config = settings(folder, workdir=str(tmp_path / 'run'))

@@ -88,8 +88,9 @@ def small(recipe, root, pretrained):
 
 
 # Those of as2m, own and esc50 differ from them in numbers.
-LIKE_OTHERS = ('finetune_as20k', 'finetune_small', 'finetune_spc1',
-               'finetune_spc2', 'finetune_voxceleb1')
+LIKE_OTHERS = ('finetune_as20k', 'finetune_fsd50k', 'finetune_own',
+               'finetune_small', 'finetune_spc1', 'finetune_spc2',
+               'finetune_voxceleb1')
 
 
 @pytest.mark.parametrize('recipe', [

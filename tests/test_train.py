@@ -259,10 +259,12 @@ def _data_file(step):
 
 @pytest.mark.parametrize('damage', [
     lambda step: _flip(_data_file(step)),
-    lambda step: _truncate(_data_file(step)),
-    lambda step: _data_file(step).unlink(),
+    pytest.param(lambda step: _truncate(_data_file(step)),
+                 marks=pytest.mark.slow),
+    pytest.param(lambda step: _data_file(step).unlink(), marks=pytest.mark.slow),
     lambda step: _truncate(step / 'meta' / 'metadata'),
-    lambda step: shutil.rmtree(step / 'state'),
+    pytest.param(lambda step: shutil.rmtree(step / 'state'),
+                 marks=pytest.mark.slow),
 ], ids=['flipped', 'truncated', 'missing', 'metadata', 'no_state'])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     whole, tmp_path, caplog, damage):
@@ -411,6 +413,7 @@ def test_a_run_in_a_store_is_that_of_a_folder(
   assert [path.name for path in checkpoint.steps_in(place)] == ['12', '8', '6']
 
 
+@pytest.mark.slow
 def test_what_is_half_copied_or_damaged_in_a_store_is_no_checkpoint(
     bucket, whole, caplog):
   place = f'{bucket}/run'
