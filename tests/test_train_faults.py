@@ -18,6 +18,7 @@ from audio_mae_jax import bookkeeping
 from audio_mae_jax import checkpoint
 from audio_mae_jax import damage
 from audio_mae_jax import distributed
+from audio_mae_jax import init_from
 from audio_mae_jax import storage
 from audio_mae_jax import train
 
@@ -81,6 +82,18 @@ def test_a_store_that_is_away_during_a_save_is_worth_another_try(
   with pytest.raises(kind, match='could not be written in gs://bucket/run'):
     with checkpoints._writing():
       raise error
+
+
+def test_other_weights_in_a_process_end_a_run_before_it_writes(
+    tmp_path, monkeypatch):
+  def other(config, params):
+    assert params == {}  # there is nothing to start from
+    raise ValueError('not the same weights')
+
+  monkeypatch.setattr(init_from, 'check_same', other)
+  with pytest.raises(ValueError, match='not the same weights'):
+    test_train.run(test_train.tiny(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
 
 
 def test_nobody_but_the_loop_asks_jax_for_a_signal(tmp_path, monkeypatch):
