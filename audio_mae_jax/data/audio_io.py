@@ -9,6 +9,7 @@ empty, truncated (its header promises more than it holds), shorter than
 never read is never judged: another crop of the same file may be good.
 """
 
+from collections.abc import Callable
 import contextlib
 import io
 import math
@@ -22,6 +23,7 @@ import soxr
 from audio_mae_jax import registry
 from audio_mae_jax import storage
 from audio_mae_jax.data import crops
+from audio_mae_jax.data import wav
 
 # Of a file at an address, for one request: ten seconds are a hundredth of it
 # to a tenth; of longer ones parts are read.
@@ -50,15 +52,14 @@ class WrongRate(ValueError):
 
 def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
          rng: np.random.Generator, resample: str = 'soxr_hq',
-         min_samples: int = 1, channels: str = 'mean',
-         dtype: type = np.float32,
-         out: np.ndarray | None = None) -> np.ndarray:
+         min_samples: int = 1, channels: str = 'mean', as_stored: bool = False,
+         out: Callable[[type], np.ndarray] | None = None) -> np.ndarray:
   """The clip [<= num_samples] of `item` at `sample_rate_hz`, of one channel.
 
-  Full scale is 1; with `dtype` int16 it is 2**15, for items that are stored so:
-  16 bits, one channel, at that rate; another one is a ValueError. With `out`
-  [num_samples] of that dtype the result is its first part, which is then
-  filled.
+  Float32, where full scale is 1. With `as_stored`, of what is stored in 16 bits,
+  one channel and that rate, int16, where it is 2**15: `to_float` gives the
+  same. `out` is told that dtype and gives memory [num_samples] of it, or of
+  float32 in its place; the result is the first part of that.
 
   `item` is an element of a source: 'audio' is a path or an address, the bytes
   of a file, or an array [n] or [n, channels] sampled at 'sample_rate_hz';
@@ -76,28 +77,29 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
           f'config.frontend.sample_rate_hz={sample_rate_hz}, and '
           "config.data.resample='error' refuses to convert. Set "
           "config.data.resample='soxr_hq', or the sample rate of the files.")
-    if dtype == np.int16:
-      _check_pcm16(recording, item, sample_rate_hz)
+    dtype = np.float32
+    if as_stored and (recording.dtype, recording.num_channels, rate) == (
+        np.int16, 1, sample_rate_hz):
+      dtype = np.int16
+    samples = None
+    if out is not None:
+      samples = out(dtype)
+      dtype = samples.dtype
     window = Window(recording, item, sample_rate_hz, RESAMPLERS[resample],
-                     mix, dtype)
+                    mix, dtype)
     if window.num_samples < max(min_samples, 1):
       raise BadAudio(
           'empty' if not window.num_samples else
           f'too short: {window.num_samples / sample_rate_hz:.4f} s, the model '
           f'needs {min_samples / sample_rate_hz:.4f} s')
-    return take(window, num_samples, rng, out)
+    return take(window, num_samples, rng, samples)
 
 
-def _check_pcm16(recording, item, rate_hz):
-  """Raises where integers would not be the clip: a float in -1 to 1 is 0."""
-  is_16_bit = recording.dtype == np.int16
-  if (is_16_bit, recording.num_channels, recording.rate_hz) != (
-      True, 1, rate_hz):
-    raise ValueError(
-        f'{item["id"]} has {"" if is_16_bit else "other than "}16 bits, '
-        f'{recording.num_channels} channels, {recording.rate_hz} Hz, but its '
-        f'source promises 16 bits, one channel, {rate_hz} Hz. Such a source '
-        'must give None as its pcm16_rate_hz; then clips are converted.')
+def to_float(samples, full_scale=2**15, out=None):
+  """Samples as float32, where full scale is 1."""
+  # Full scales are powers of two: a product is as exact as a quotient.
+  return np.multiply(samples, np.float32(1 / full_scale), out=out,
+                     dtype=np.float32, casting='same_kind')
 
 
 class Window:
@@ -153,14 +155,23 @@ class Window:
 
   def _frames(self, start, stop, out):
     """Frames start..stop of the recording, of one channel, in `out`."""
-    frames = self._recording.read(start, stop)
+    stored = out[:, None] if out.dtype == np.int16 else None
+    try:
+      frames = self._recording.read(start, stop, stored)
+    except storage.Unreachable:
+      raise
+    except (OSError, RuntimeError, ValueError) as error:
+      rate = self._recording.rate_hz
+      raise BadAudio(
+          f'damaged or truncated between {start / rate:.1f} and '
+          f'{stop / rate:.1f} s: {_reason(error)}') from error
     if len(frames) < stop - start:
       raise BadAudio(
           f'truncated: {start + len(frames)} of {self._recording.num_frames} '
           'frames')
-    if out.dtype == np.int16:
-      out[:] = frames[:, 0]
-    elif frames.shape[1] > 1:
+    if stored is not None:
+      return out
+    if frames.shape[1] > 1:
       out[:] = self._mix(self._scaled(frames))
     else:
       self._scaled(frames[:, 0], out)
@@ -170,9 +181,7 @@ class Window:
 
   def _scaled(self, frames, out=None):
     """Frames as float32, where full scale is 1."""
-    # Full scales are powers of two: a product is as exact as a quotient.
-    return np.multiply(frames, np.float32(1 / self._recording.full_scale),
-                       out=out, dtype=np.float32, casting='same_kind')
+    return to_float(frames, self._recording.full_scale, out)
 
 
 def _check(samples):
@@ -184,9 +193,16 @@ def _check(samples):
 
 
 def open_recording(item):
-  """The recording of an item of `load`, to be entered with `with`."""
+  """The recording of an item of `load`, to be entered with `with`.
+
+  It has `rate_hz`, `num_frames`, `num_channels`, the `dtype` of its samples and
+  their `full_scale`, and `read(start, stop, out)`: frames [n, channels], in
+  `out` if there is one, of that dtype; fewer if there are no more.
+  """
   audio = item['audio']
-  if isinstance(audio, (str, os.PathLike, bytes)):
+  if isinstance(audio, (str, os.PathLike)):
+    return wav.open_plain(audio) or _File(audio)
+  if isinstance(audio, bytes):
     return _File(audio)
   return _Array(np.asarray(audio), item['sample_rate_hz'])
 
@@ -268,19 +284,12 @@ class _File:
       if held + _HEADER_BYTES < promised < _STREAMED_BYTES:
         raise BadAudio(f'truncated: {held} of {promised} bytes')
 
-  def read(self, start, stop):
-    try:
-      with self._unless_unreachable():
-        if start != self._file.tell():
-          self._file.seek(start)
-        return self._file.read(
-            stop - start, dtype=self.dtype.name, always_2d=True)
-    except storage.Unreachable:
-      raise
-    except (OSError, RuntimeError, ValueError) as error:
-      raise BadAudio(f'damaged or truncated between {start / self.rate_hz:.1f} '
-                     f'and {stop / self.rate_hz:.1f} s: {_reason(error)}'
-                     ) from error
+  def read(self, start, stop, out):
+    with self._unless_unreachable():
+      if start != self._file.tell():
+        self._file.seek(start)
+      return self._file.read(
+          stop - start, dtype=self.dtype.name, always_2d=True, out=out)
 
 
 class _Array:
@@ -304,8 +313,12 @@ class _Array:
   def __exit__(self, *_):
     pass
 
-  def read(self, start, stop):
-    return self._samples[start:stop]
+  def read(self, start, stop, out):
+    frames = self._samples[start:stop]
+    if out is None:
+      return frames
+    out[:len(frames)] = frames
+    return out[:len(frames)]
 
 
 def _reason(error):

@@ -56,11 +56,6 @@ class Source:
     """The split and the fold of clip i, where the data name them, or ''."""
     return '', ''
 
-  @property
-  def pcm16_rate_hz(self) -> int | None:
-    """The rate, if every clip has 16 bits and one channel at the same one."""
-    return None
-
   def describe(self) -> str:
     """One line for the start of a run."""
     parts = [f'{self.title}: {len(self):,} clips']

@@ -103,10 +103,6 @@ class Records(files.Source):
   def split_of(self, i):
     return self._clips[i].split, self._clips[i].fold
 
-  @property
-  def pcm16_rate_hz(self):
-    return self._rate_hz  # FLAC records are made of the same samples
-
   def _read(self, record):
     name = self._shards[np.searchsorted(self._stops, record, side='right')]
     try:

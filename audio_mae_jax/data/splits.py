@@ -37,10 +37,6 @@ class Chosen(files.Source):
   def split_of(self, i):
     return self._source.split_of(self._indices[i])
 
-  @property
-  def pcm16_rate_hz(self):
-    return self._source.pcm16_rate_hz
-
 
 class Relabelled(files.Source):
   """Another source, its labels numbered as in another list of classes."""
@@ -82,10 +78,6 @@ class Relabelled(files.Source):
 
   def split_of(self, i):
     return self._source.split_of(i)
-
-  @property
-  def pcm16_rate_hz(self):
-    return self._source.pcm16_rate_hz
 
   def _renumbered(self, labels):
     return tuple(self._number[label] for label in labels)

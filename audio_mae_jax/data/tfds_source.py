@@ -85,14 +85,6 @@ class Tfds(files.Source):
   def split_of(self, i):
     return (self._splits[i] if self._splits else ''), ''
 
-  @property
-  def pcm16_rate_hz(self):
-    feature = self._builder.info.features[self._audio]
-    # An Audio of that type may hold whole files, of any rate.
-    is_pcm16 = (type(feature).__name__ == 'Tensor' and
-                feature.np_dtype == np.int16 and feature.shape == (None,))
-    return self._rate_hz if is_pcm16 else None
-
   def name_of(self, i):
     return f'{self._name} {self._split}[{i}]'
 

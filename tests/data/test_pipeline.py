@@ -1,6 +1,7 @@
 """Batches: complete, deterministic, independent of the layout, resumable."""
 
 import dataclasses
+import os
 
 import batching
 import numpy as np
@@ -260,20 +261,21 @@ def test_a_clip_in_memory_is_decoded_once_and_not_changed(
       config.Source(name='folder', path=str(tmp_path)), config.Data())
   expected = batching.train(source, settings(crop=crop), 6)
   opened = []
-  read_file = audio_io._File
+  open_recording = audio_io.open_recording
 
-  def counted(path):
-    opened.append(path)
-    return read_file(path)
+  def counted(item):
+    if isinstance(item['audio'], str):
+      opened.append(item['audio'])
+    return open_recording(item)
 
-  monkeypatch.setattr(audio_io, '_File', counted)
+  monkeypatch.setattr(audio_io, 'open_recording', counted)
   cached = settings(crop=crop, cache_gb=1.0, num_threads=1)
   batching.assert_equal(expected, batching.train(source, cached, 6))
   # 24 rows and more; threads may meet at a clip that none has decoded yet.
   assert 3 <= len(opened) <= 8
   # With room for one clip only, the others are decoded at each use.
   opened.clear()
-  small = settings(crop=crop, cache_gb=4001 * 4 / 1e9, num_threads=1)
+  small = settings(crop=crop, cache_gb=4001 * 2 / 1e9, num_threads=1)
   batching.assert_equal(expected, batching.train(source, small, 6))
   assert len(opened) > 12
 
@@ -295,3 +297,26 @@ def test_a_bad_clip_gives_its_place_to_one_of_the_same_epoch(
       numbered(6, bad=(0,)), settings(2, max_bad_fraction=0.5), 4)
   assert batching.column(batches, 'index').tolist() == [
       1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_batches_are_int16_until_a_clip_is_not_stored_so(write, settings):
+  """And the same numbers, as the order of reading says where that changes."""
+  stored = np.random.default_rng(0).integers(-9999, 9999, (6, 4000), np.int16)
+  for i, samples in enumerate(stored):
+    path = write(f'{i}.wav', samples)
+  source = sources.make(config.Source(
+      name='folder', path=os.path.dirname(path)), config.Data())
+  assert batching.stored(source, settings(), 3) == [np.int16] * 3
+  plain = batching.train(source, settings(), 6)
+  write('3.wav', stored[3] / 2**15, subtype='FLOAT')
+  assert batching.stored(source, settings(), 9)[-4:] == [np.float32] * 4
+  for threads in 1, 3:
+    batching.assert_equal(
+        plain, batching.train(source, settings(num_threads=threads), 6))
+
+
+@pytest.mark.parametrize('size, threads, together', [
+    (512, 16, 16), (512, 2, 16), (64, 4, 8), (4, 2, 1), (1, 8, 1), (30, 2, 6)])
+def test_rows_are_made_together_as_far_as_all_threads_have_some(
+    size, threads, together):
+  assert pipeline._rows_together(size, threads) == together

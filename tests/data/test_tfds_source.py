@@ -164,18 +164,16 @@ def test_batches_come_from_tfds(prepared, settings):
 
 
 def test_pcm_travels_as_it_is_stored(prepared, settings):
-  source = make(path=prepared(PcmSet))
-  assert source.pcm16_rate_hz == RATE_HZ
-  batch, = batching.train(source, settings(3, sample_rate_hz=RATE_HZ), 1)
-  assert batch['audio'].dtype == np.int16
-  assert set(batch['audio'][:, 0]) <= {1000 * (i + 1) for i in range(6)}
-  assert make(path=prepared(FlacSet)).pcm16_rate_hz is None
+  source, cfg = make(path=prepared(PcmSet)), settings(
+      3, sample_rate_hz=RATE_HZ)
+  assert batching.stored(source, cfg, 1) == [np.int16]
+  batch, = batching.train(source, cfg, 1)
+  assert set(batch['audio'][:, 0] * 2**15) <= {1000 * (i + 1) for i in range(6)}
 
 
 def test_whole_files_of_another_rate_are_resampled(prepared, settings):
   source = make(path=prepared(LazySet))
   assert isinstance(source[0]['audio'], bytes)
-  assert source.pcm16_rate_hz is None
   batch, = batching.train(source, settings(3, sample_rate_hz=RATE_HZ), 1)
   assert batch['audio'].dtype == np.float32
   assert all(0.02 < peak < 0.5 for peak in np.abs(batch['audio']).max(axis=1))

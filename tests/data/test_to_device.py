@@ -6,6 +6,7 @@ import sys
 import batching
 import jax
 import numpy as np
+import pytest
 
 from audio_mae_jax import config
 from audio_mae_jax.data import pipeline
@@ -70,3 +71,23 @@ print(next(batches)['audio'].shape)
       [sys.executable, '-c', program], capture_output=True, text=True,
       timeout=100)
   assert (done.returncode, done.stdout, done.stderr) == (0, '(8, 16000)\n', '')
+
+
+@pytest.mark.parametrize('dtype', [np.int16, np.float32])
+def test_each_device_gets_its_rows_as_floats(dtype):
+  mesh = jax.make_mesh((4, 2), ('data', 'fsdp'))
+  sharding = jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec(('data', 'fsdp')))
+  audio = np.arange(16 * 5, dtype=np.int16).reshape(16, 5) - 40
+
+  def batches():
+    for i in range(3):
+      yield {'audio': (audio + i).astype(dtype)}
+
+  got = list(pipeline.to_device(batches(), sharding, 1))
+  scale = 2.0**-15 if dtype == np.int16 else 1
+  for i, batch in enumerate(got):
+    assert batch['audio'].sharding == sharding
+    assert batch['audio'].dtype == np.float32
+    np.testing.assert_array_equal(batch['audio'], (audio + i) * scale)
+  assert len(got) == 3
