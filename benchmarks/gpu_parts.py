@@ -43,7 +43,8 @@ def main(argv):
   parser.add_argument('--task', default='pretrain')
   parser.add_argument('--steps', type=int, default=8)
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--compile', default='default', help='of PyTorch')
+  parser.add_argument('--compile', nargs='+', default=['blocks', 'default'],
+                      help='ways to compile PyTorch, one after another')
   parser.add_argument(
       '--again', action='store_true', help='compile the step twice')
   work.add_flags(parser)
@@ -150,10 +151,13 @@ def against_torch(args):
     return
   from benchmarks import torch_audio_mae
   from benchmarks import train_step
-  yield attempt('ratios', train_step.main, [
-      f'--task={args.task}', *work.flags(args), f'--rounds={args.rounds}',
-      f'--steps={args.steps}', '--torch_transform=matmul', '--windows',
-      *torch_audio_mae.WINDOWS, f'--compile={args.compile}'])
+  for way in args.compile:
+    # A compiled step has no fast code for complex numbers.
+    transform = 'fft' if way == 'blocks' else 'matmul'
+    yield attempt(f'compiled: {way}', train_step.main, [
+        f'--task={args.task}', *work.flags(args), f'--rounds={args.rounds}',
+        f'--steps={args.steps}', '--windows', *torch_audio_mae.WINDOWS,
+        f'--compile={way}', f'--torch_transform={transform}'])
 
 
 PARTS = {'step': step, 'attention': attention, 'memory': memory,

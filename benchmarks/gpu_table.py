@@ -51,14 +51,16 @@ def _again(name, start):
 
 
 def _torch(name, part):
-  x = part.get('ratios', {})
-  if 'error' in x:
-    return [(name, '1.3', x['error'])]
   rows = []
-  for pair, kinds in x.get('ratios', {}).items():
-    wall = kinds['wall_s']
-    rows.append((f'{name}: {pair}', '1.3', (
-        f'{wall["median"]:.2f} ({wall["min"]:.2f} to {wall["max"]:.2f})')))
+  for way, x in part.items():
+    if way in ('error', 'took_s'):
+      continue
+    if 'error' in x:
+      rows.append((f'{name}, {way}', '1.3', x['error']))
+    for pair, kinds in x.get('ratios', {}).items():
+      wall = kinds['wall_s']
+      rows.append((f'{name}, {way}: {pair}', '1.3', (
+          f'{wall["median"]:.2f} ({wall["min"]:.2f} to {wall["max"]:.2f})')))
   return rows
 
 

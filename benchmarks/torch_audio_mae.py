@@ -201,6 +201,9 @@ class WindowBlock(nn.Module):
     return x + self.norm2(self.mlp(x)).to(x.dtype)
 
 
+BLOCKS = Block, WindowBlock
+
+
 class Tokens(nn.Module):
   """[B, 1 + K, D], [B, N] -> [B, N, W]; the class token goes no further."""
 

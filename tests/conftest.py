@@ -1,4 +1,7 @@
-"""Eight CPU devices for every test, set before jax is imported."""
+"""Eight CPU devices for every test, set before jax is imported.
+
+Those of a GPU (`-m gpu`) want JAX_PLATFORMS=cuda,cpu.
+"""
 
 import os
 
@@ -13,7 +16,8 @@ os.environ['XLA_FLAGS'] = (
     + ' --xla_force_host_platform_device_count=8').strip()
 # Compiling is most of the time that tests take, and takes half as long without
 # LLVM's optimisation; what is computed is the same.
-os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+if os.environ['JAX_PLATFORMS'] == 'cpu':
+  os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 
 @pytest.fixture(scope='module')

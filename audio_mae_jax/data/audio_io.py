@@ -56,9 +56,9 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
          out: Callable[[type], np.ndarray] | None = None) -> np.ndarray:
   """The clip [<= num_samples] of `item` at `sample_rate_hz`, of one channel.
 
-  Float32, where full scale is 1. With `as_stored`, of what is stored in 16 bits,
-  one channel and that rate, int16, where it is 2**15: `to_float` gives the
-  same. `out` is told that dtype and gives memory [num_samples] of it, or of
+  Float32, where full scale is 1. With `as_stored`, of what is stored in 16
+  bits, one channel and that rate, int16, where it is 2**15: `to_float` gives
+  the same. `out` is told that dtype and gives memory [num_samples] of it, or of
   float32 in its place; the result is the first part of that.
 
   `item` is an element of a source: 'audio' is a path or an address, the bytes
