@@ -105,6 +105,8 @@ def test_gradients_in_bfloat16_are_as_near_with_kernels_as_without(monkeypatch):
 
 @pytest.mark.parametrize('transform', ['fft', 'matmul'])
 def test_features_are_those_of_a_cpu(transform):
+  """As near as those of a CPU by the other transform: the logarithm of a band
+  with little in it multiplies what rounding does to the loud ones."""
   config = tiny.config({'frontend.transform': transform})
   rng = np.random.default_rng(0)
   audio = rng.normal(0, 0.1, (3, 160000)).astype(np.float32)
@@ -114,7 +116,8 @@ def test_features_are_those_of_a_cpu(transform):
     args = jax.device_put((audio, num_samples), device)
     found.append(np.asarray(jax.jit(
         lambda audio, n: frontend.features(audio, n, config.frontend))(*args)))
-  np.testing.assert_allclose(found[1], found[0], rtol=0, atol=2e-5)
+  np.testing.assert_allclose(found[1], found[0], rtol=0, atol=2e-4)
+  assert np.quantile(np.abs(found[1] - found[0]), 0.99) < 5e-6
 
 
 def test_masks_are_those_of_a_cpu():
