@@ -44,13 +44,13 @@ class Part:
 # step find it there. The one that can be told least comes last: it has what the
 # others leave.
 PARTS = {
-    'pretrain': Part(120, ('step', '--again')),
-    'finetune': Part(65, ('step', '--task=finetune')),
-    'input': Part(55, ('input', '--steps=6')),
-    'attention': Part(60, ('attention', '--steps=5')),
-    'torch pretrain': Part(155, ('torch', '--steps=5'), TOGETHER),
+    'pretrain': Part(95, ('step', '--again')),
+    'finetune': Part(45, ('step', '--task=finetune')),
+    'input': Part(65, ('input', '--steps=6')),
+    'torch pretrain': Part(255, ('torch', '--steps=5'), TOGETHER),
 }
 MORE = {  # where --parts names them
+    'attention': Part(60, ('attention', '--steps=5')),
     'torch finetune': Part(
         120, ('torch', '--task=finetune', '--steps=5'), TOGETHER),
     'memory': Part(60, ('memory',)),

@@ -43,7 +43,7 @@ def test_parts_that_a_file_has_are_not_measured_again(measured):
   run('--parts', 'memory', 'pretrain')
   assert asked == ['pretrain', 'memory']  # always in the same order
   run()
-  assert asked[2:] == ['finetune', 'input', 'attention', 'torch pretrain']
+  assert asked[2:] == ['finetune', 'input', 'torch pretrain']
   asked.clear()
   run()
   assert not asked
