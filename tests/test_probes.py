@@ -18,6 +18,7 @@ import tiny
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import features
 from audio_mae_jax import frontend
+from audio_mae_jax import init_from
 from audio_mae_jax import metrics
 from audio_mae_jax import probe
 from audio_mae_jax import probes
@@ -355,6 +356,18 @@ def test_a_fold_of_which_no_clip_can_be_read_is_an_error(place):
 def test_a_probe_that_cannot_be_is_refused(place, overrides, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     probe.probe(recipe(place, {'workdir': str(place / 'no')} | overrides))
+  assert not (place / 'no').exists()
+
+
+def test_other_weights_in_a_process_end_a_probe_before_it_writes(
+    place, monkeypatch):
+  def other(config, params):
+    assert 'encoder/blocks/00/attn/qkv/kernel' in params
+    raise ValueError('not the same weights')
+
+  monkeypatch.setattr(init_from, 'check_same', other)
+  with pytest.raises(ValueError, match='not the same weights'):
+    probe.probe(recipe(place, {'workdir': str(place / 'no')}))
   assert not (place / 'no').exists()
 
 

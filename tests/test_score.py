@@ -18,6 +18,7 @@ import tiny
 
 from audio_mae_jax import evaluate
 from audio_mae_jax import frontend
+from audio_mae_jax import init_from
 from audio_mae_jax import score
 from audio_mae_jax import train
 from audio_mae_jax import weights as weights_lib
@@ -188,6 +189,18 @@ def test_weights_without_a_head_are_not_scored(folder, tmp_path):
                      'Train first'):
     score.score(settings(folder, init_from=str(tmp_path / 'encoder')),
                 jax.devices()[:1])
+
+
+def test_other_weights_in_a_process_end_an_evaluation_before_it_writes(
+    folder, tmp_path, monkeypatch):
+  def other(config, params):
+    assert set(params) == set(weights_lib.shapes(config))
+    raise ValueError('not the same weights')
+
+  monkeypatch.setattr(init_from, 'check_same', other)
+  with pytest.raises(ValueError, match='not the same weights'):
+    score.score(settings(folder, workdir=str(tmp_path / 'run')))
+  assert not (tmp_path / 'run').exists()
 
 
 def test_the_classes_of_a_run_are_those_of_its_evaluation(folder, tmp_path):
