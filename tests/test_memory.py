@@ -46,3 +46,18 @@ def test_products_and_what_they_read_are_kept_and_nothing_wider(decoder):
   each = (kept_bytes(settings, 6) - kept_bytes(settings, 2)) / 4
   # Embeddings, heads and the loss are not counted.
   assert want < each < 1.08 * want
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_of_what_is_recomputed_the_products_are_kept_if_asked(scan):
+  """`dots`: what qkv, proj, fc1 and fc2 give, beside the input of each block;
+  `full`: the input alone."""
+  settings = lambda remat: tiny.config(
+      SIZES, {'model.remat': remat, 'model.scan_layers': scan})
+  tokens = 64 + 1 + flops.kept(settings('none'), (8, 8))
+  width = jnp.dtype('bfloat16').itemsize * WIDTH * DEPTH * tokens
+  each = {remat: (kept_bytes(settings(remat), 6)
+                  - kept_bytes(settings(remat), 2)) / 4
+          for remat in ('none', 'dots', 'full')}
+  assert each['full'] < 2 * width
+  assert (3 + 1 + 4 + 1) * width < each['dots'] < 0.9 * each['none']

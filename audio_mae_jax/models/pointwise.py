@@ -25,8 +25,14 @@ def gelu(x):
   return (wide * _probability(wide)).astype(x.dtype)
 
 
+def _plain(fn):
+  """`fn` without its rule: rematerialisation may keep products, and a call of
+  the rule's inside of another would hide them from it."""
+  return fn.__wrapped__
+
+
 def _gelu_forth(x):
-  return gelu(x), x
+  return _plain(gelu)(x), x
 
 
 def _gelu_back(x, gradient):
@@ -76,7 +82,7 @@ def layer_norm(x, scale, bias, add=None):
 
 
 def _norm_forth(x, scale, bias, add):
-  return layer_norm(x, scale, bias, add), (x, scale, add is None)
+  return _plain(layer_norm)(x, scale, bias, add), (x, scale, add is None)
 
 
 def _norm_back(kept, gradient):
@@ -109,7 +115,7 @@ def affine(x, kernel, bias):
 
 
 def _affine_forth(x, kernel, bias):
-  return affine(x, kernel, bias), (x, kernel)
+  return _plain(affine)(x, kernel, bias), (x, kernel)
 
 
 def _affine_back(kept, gradient):
@@ -138,8 +144,9 @@ def mlp(x, fc1, fc2):
 
 
 def _mlp_forth(x, fc1, fc2):
-  hidden = affine(x, *fc1)
-  return affine(gelu(hidden), *fc2), (x, hidden, fc1[0], fc2[0])
+  hidden = _plain(affine)(x, *fc1)
+  y = _plain(affine)(_plain(gelu)(hidden), *fc2)
+  return y, (x, hidden, fc1[0], fc2[0])
 
 
 def _mlp_back(kept, gradient):
