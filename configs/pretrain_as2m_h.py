@@ -5,10 +5,10 @@
 
 As pretrain_as2m.py, with a larger encoder: parameters, moments and the
 gradients of all devices are split over all of them (FSDP), and layers are one
-loop. It keeps 204 MB a clip for the way back, 10 GiB on each of 16 chips; with
-less memory a chip, config.model.remat=dots keeps 158 MB and full 15. The paper
-goes up to ViT-L; numbers are its table 3. Memory a chip and what travels
-between chips: docs/scaling.md.
+loop. It keeps 204 MB a clip for the way back, 10 GiB on each of 16 chips; for
+less memory a chip, config.model.remat=full keeps 15. The paper goes up to
+ViT-L; numbers are its table 3. Memory a chip and what travels between chips:
+docs/scaling.md.
 """
 
 from audio_mae_jax import config as config_lib
