@@ -3,49 +3,27 @@
 Only the part of a file that the clip needs is read and resampled, with enough
 context on both sides that the samples are those of the whole file resampled.
 
-`BadAudio` says why a clip cannot be used: its file is missing, unreadable,
-empty, truncated (its header promises more than it holds), shorter than
-`min_samples`, or the clip has NaN, infinite or absurdly large samples. What is
-never read is never judged: another crop of the same file may be good.
+`recordings.BadAudio` says why a clip cannot be used: its file is missing,
+unreadable, empty, truncated (its header promises more than it holds), shorter
+than `min_samples`, or the clip has NaN, infinite or absurdly large samples.
+What is never read is never judged: another crop of the same file may be good.
 """
 
 from collections.abc import Callable
-import contextlib
-import io
 import math
-import os
-import re
 
 import numpy as np
-import soundfile
 import soxr
 
 from audio_mae_jax import registry
 from audio_mae_jax import storage
 from audio_mae_jax.data import crops
-from audio_mae_jax.data import wav
+from audio_mae_jax.data import recordings
 
-# Of a file at an address, for one request: ten seconds are a hundredth of it
-# to a tenth; of longer ones parts are read.
-_WHOLE_BYTES = 2**24
 # soxr's longest filter, in samples at the model's rate, with room to spare.
 _CONTEXT = 512
 # Full scale is 1. Far above it lie integers stored as floats, or garbage.
 _MAX_PEAK = 100.0
-# libsndfile shortens a cut WAV or AIFF silently, but notes it in its log.
-_PROMISED = re.compile(r'^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)', re.M)
-# Sizes from here up are what a writer leaves that cannot know the length.
-_STREAMED_BYTES = 0x7FFFF000
-# Some writers count the header in; that is no truncation.
-_HEADER_BYTES = 128
-# Of a stored integer; TFDS holds 16-bit samples as int64.
-_FULL_SCALE = {'int8': 2**7, 'int16': 2**15, 'int32': 2**31, 'int64': 2**15}
-
-
-class BadAudio(Exception):
-  """The clip cannot be used; the message is the reason, in a few words."""
-
-
 class WrongRate(ValueError):
   """A file's rate differs from the model's and may not be converted."""
 
@@ -69,7 +47,7 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
   take = registry.lookup(crops.CROPS, crop, 'config.data.crop')
   registry.lookup(RESAMPLERS, resample, 'config.data.resample')
   mix = registry.lookup(CHANNELS, channels, 'config.data.channels')
-  with open_recording(item) as recording:
+  with recordings.open_recording(item) as recording:
     rate = recording.rate_hz
     if rate != sample_rate_hz and resample == 'error':
       raise WrongRate(
@@ -88,7 +66,7 @@ def load(item: dict, *, sample_rate_hz: int, num_samples: int, crop: str,
     window = Window(recording, item, sample_rate_hz, RESAMPLERS[resample],
                     mix, dtype)
     if window.num_samples < max(min_samples, 1):
-      raise BadAudio(
+      raise recordings.BadAudio(
           'empty' if not window.num_samples else
           f'too short: {window.num_samples / sample_rate_hz:.4f} s, the model '
           f'needs {min_samples / sample_rate_hz:.4f} s')
@@ -114,8 +92,9 @@ class Window:
     start = round(item.get('start_s', 0.0) * recording.rate_hz)
     stop = recording.num_frames
     if stop and start >= stop:
-      raise BadAudio(f'ends at {stop / recording.rate_hz:.3f} s, before the '
-                     f'start of the clip at {item["start_s"]:.3f} s')
+      raise recordings.BadAudio(
+          f'ends at {stop / recording.rate_hz:.3f} s, before the start of the '
+          f'clip at {item["start_s"]:.3f} s')
     if item.get('duration_s') is not None:
       stop = min(
           stop, start + round(item['duration_s'] * recording.rate_hz))
@@ -162,11 +141,11 @@ class Window:
       raise
     except (OSError, RuntimeError, ValueError) as error:
       rate = self._recording.rate_hz
-      raise BadAudio(
+      raise recordings.BadAudio(
           f'damaged or truncated between {start / rate:.1f} and '
-          f'{stop / rate:.1f} s: {_reason(error)}') from error
+          f'{stop / rate:.1f} s: {recordings.reason(error)}') from error
     if len(frames) < stop - start:
-      raise BadAudio(
+      raise recordings.BadAudio(
           f'truncated: {start + len(frames)} of {self._recording.num_frames} '
           'frames')
     if stored is not None:
@@ -187,144 +166,10 @@ class Window:
 def _check(samples):
   peak = np.abs(samples).max(initial=0.0)
   if not np.isfinite(peak):
-    raise BadAudio('NaN or infinite samples')
+    raise recordings.BadAudio('NaN or infinite samples')
   if peak > _MAX_PEAK:
-    raise BadAudio(f'samples up to {peak:.3g}, where full scale is 1')
-
-
-def open_recording(item):
-  """The recording of an item of `load`, to be entered with `with`.
-
-  It has `rate_hz`, `num_frames`, `num_channels`, the `dtype` of its samples and
-  their `full_scale`, and `read(start, stop, out)`: frames [n, channels], in
-  `out` if there is one, of that dtype; fewer if there are no more.
-  """
-  audio = item['audio']
-  if isinstance(audio, (str, os.PathLike)):
-    return wav.open_plain(audio) or _File(audio)
-  if isinstance(audio, bytes):
-    return _File(audio)
-  return _Array(np.asarray(audio), item['sample_rate_hz'])
-
-
-def _fetch(path):
-  """The file at an address: its bytes or, of a long one, a way to its parts."""
-  try:
-    content = storage.read_up_to(path, _WHOLE_BYTES)
-    if content is None:
-      return storage.open_blocks(path)
-  except FileNotFoundError:
-    raise BadAudio('no such file') from None
-  if not content:
-    raise BadAudio('empty')
-  return content
-
-
-class _File:
-  """An audio file, opened.
-
-  Frames are float32 [n, channels], or int16 where the file has 16 bits: to make
-  floats of them takes libsndfile several times as long as NumPy.
-  """
-
-  def __init__(self, audio):
-    self._parts = None  # of a file that comes from afar as it is read
-    if isinstance(audio, (str, os.PathLike)):
-      if storage.is_remote(audio):
-        audio = _fetch(audio)
-      elif not os.path.isfile(audio):
-        raise BadAudio('no such file')
-      elif not os.path.getsize(audio):
-        raise BadAudio('empty')
-    if isinstance(audio, storage.Blocks):
-      self._parts = audio
-    elif isinstance(audio, bytes):
-      audio = io.BytesIO(audio)
-    try:
-      with self._unless_unreachable():
-        self._file = soundfile.SoundFile(audio)
-    except storage.Unreachable:
-      raise
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-      raise BadAudio(f'unreadable: {_reason(error)}') from error
-    self.rate_hz = self._file.samplerate
-    self.num_frames = self._file.frames
-    is_16_bit = self._file.subtype == 'PCM_16'
-    self.num_channels = self._file.channels
-    self.dtype = np.dtype('int16' if is_16_bit else 'float32')
-    self.full_scale = _FULL_SCALE['int16'] if is_16_bit else 1
-
-  def __enter__(self):
-    try:
-      self._check()
-    except BadAudio:
-      self._file.close()
-      raise
-    return self
-
-  def __exit__(self, *_):
-    self._file.close()
-    if self._parts is not None:
-      self._parts.close()
-
-  @contextlib.contextmanager
-  def _unless_unreachable(self):
-    """libsndfile takes what its reader raises for the end of the file."""
-    try:
-      yield
-    finally:
-      if self._parts is not None:
-        self._parts.check()
-
-  def _check(self):
-    if self.num_frames > 2**62:
-      raise BadAudio('its header does not say how long it is; encode it again')
-    for match in _PROMISED.finditer(self._file.extra_info):
-      promised, held = map(int, match.groups())
-      if held + _HEADER_BYTES < promised < _STREAMED_BYTES:
-        raise BadAudio(f'truncated: {held} of {promised} bytes')
-
-  def read(self, start, stop, out):
-    with self._unless_unreachable():
-      if start != self._file.tell():
-        self._file.seek(start)
-      return self._file.read(
-          stop - start, dtype=self.dtype.name, always_2d=True, out=out)
-
-
-class _Array:
-  """Samples in memory, with the interface of `_File`."""
-
-  def __init__(self, samples, rate_hz):
-    if samples.dtype.kind == 'i':
-      self.full_scale = _FULL_SCALE[samples.dtype.name]
-    elif samples.dtype.kind == 'f':
-      self.full_scale = 1
-    else:
-      raise BadAudio(f'samples of type {samples.dtype}')
-    self._samples = samples if samples.ndim == 2 else samples.reshape(-1, 1)
-    self.dtype = samples.dtype
-    self.rate_hz = int(rate_hz)
-    self.num_frames, self.num_channels = self._samples.shape
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    pass
-
-  def read(self, start, stop, out):
-    frames = self._samples[start:stop]
-    if out is None:
-      return frames
-    out[:len(frames)] = frames
-    return out[:len(frames)]
-
-
-def _reason(error):
-  # soundfile's own message repeats the path, which the report names already.
-  text = getattr(error, 'error_string', '') or str(error)
-  return ' '.join(text.removeprefix('Error : ').split()).rstrip('.')
+    raise recordings.BadAudio(
+        f'samples up to {peak:.3g}, where full scale is 1')
 
 
 def _mean(frames):

@@ -12,6 +12,7 @@ import soxr
 
 from audio_mae_jax import registry
 from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import recordings
 
 _BLOCK_SAMPLES = 2**18  # at the rate of the recording
 
@@ -49,10 +50,10 @@ def read(item: dict, *, sample_rate_hz: int, resample: str = 'soxr_hq',
   `item` is an element of a source; see `audio_io.load`.
 
   Raises:
-    audio_io.BadAudio: it cannot be used, from here on.
+    recordings.BadAudio: it cannot be used, from here on.
   """
   mix = registry.lookup(audio_io.CHANNELS, channels, 'config.data.channels')
-  with audio_io.open_recording(item) as recording:
+  with recordings.open_recording(item) as recording:
     rate = recording.rate_hz
     window = audio_io.Window(recording, item, rate, None, mix, np.float32)
     resampler = Resampler(rate, sample_rate_hz, resample)

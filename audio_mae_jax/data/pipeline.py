@@ -38,6 +38,7 @@ from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import crops
 from audio_mae_jax.data import files
 from audio_mae_jax.data import memory as memory_lib
+from audio_mae_jax.data import recordings
 from audio_mae_jax.data import report as report_lib
 from audio_mae_jax.data import sampling
 
@@ -237,7 +238,7 @@ class _Clips:
       item = (self._memory.item(source, index) if self._memory
               else source[index])
       samples = self._load(item, rng=rng, out=memory.take)
-    except audio_io.BadAudio as error:
+    except recordings.BadAudio as error:
       self._report.add(source.file_of(index), str(error))
       return None
     self._report.saw_good()

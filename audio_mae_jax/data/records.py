@@ -22,9 +22,9 @@ from array_record.python import array_record_data_source
 import numpy as np
 
 from audio_mae_jax import storage
-from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import files
 from audio_mae_jax.data import manifests
+from audio_mae_jax.data import recordings
 
 INDEX = 'index.json'
 FORMAT, VERSION = 'audio_mae_jax records', 1
@@ -113,10 +113,11 @@ class Records(files.Source):
             f'{os.path.join(self._place, name)} cannot be opened: {error}. It '
             'was there at the start; each shard that is read stays open '
             '(`ulimit -n`).') from error
-      raise audio_io.BadAudio(f'damaged, in {name}: {_short(error)}') from error
+      raise recordings.BadAudio(
+          f'damaged, in {name}: {_short(error)}') from error
     held = len(content) // SAMPLE_BYTES
     if self._encoding == 'pcm16' and held != self._num_samples[record]:
-      raise audio_io.BadAudio(
+      raise recordings.BadAudio(
           f'{held} samples in {name}, {self._num_samples[record]} in {INDEX}')
     return content
 

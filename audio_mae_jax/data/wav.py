@@ -21,7 +21,7 @@ _SAMPLE_BYTES = 2
 
 
 class Recording:
-  """The samples of a file; as `audio_io.open_recording` gives them."""
+  """The samples of a file; as `recordings.open_recording` gives them."""
   dtype = np.dtype('<i2')
   full_scale = 2**15
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audio_mae_jax import frontend
-from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import recordings
 from audio_mae_jax.embed import programs as programs_lib
 from audio_mae_jax.embed import windows as windows_lib
 
@@ -66,11 +66,11 @@ class Recording:
     """The last windows to encode.
 
     Raises:
-      audio_io.BadAudio: the recording is too short for one.
+      recordings.BadAudio: the recording is too short for one.
     """
     least = frontend.min_samples(self._grid.spec)
     if self._cutter.num_samples < least:
-      raise audio_io.BadAudio(
+      raise recordings.BadAudio(
           'empty' if not self._cutter.num_samples else
           f'too short: {self.seconds:.4f} s, the model needs '
           f'{least / self._grid.spec.sample_rate_hz:.4f} s')
@@ -82,7 +82,7 @@ class Recording:
       for block in blocks:
         yield from self.push(block)
       yield from self.finish()
-    except audio_io.BadAudio as error:
+    except recordings.BadAudio as error:
       self.error = str(error)
 
   def settle(self, window: windows_lib.Window, frames: np.ndarray) -> Frames:
@@ -118,7 +118,7 @@ def embed_all(
   """Yields a `Result` for each of `sources`, in their order.
 
   A source is a name, and blocks of samples at the model's rate; one that raises
-  `audio_io.BadAudio` has that as its error. With `frames`, results hold them.
+  `recordings.BadAudio` has that as its error. With `frames`, results hold them.
 
   Raises:
     ValueError: the model gives no finite numbers.

@@ -14,7 +14,7 @@ import tqdm
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import storage
-from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import recordings
 from audio_mae_jax.data import report as report_lib
 from audio_mae_jax.embed import engine
 from audio_mae_jax.embed import inputs
@@ -123,7 +123,7 @@ def _begun(model, clip):
   blocks, first, error = model.read(clip.item), [], None
   try:
     first += itertools.islice(blocks, _BLOCKS_AHEAD)
-  except audio_io.BadAudio as caught:
+  except recordings.BadAudio as caught:
     error = caught
 
   def generate():

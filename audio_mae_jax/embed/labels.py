@@ -9,8 +9,8 @@ import numpy as np
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
-from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import recordings
 from audio_mae_jax.embed import programs as programs_lib
 
 
@@ -37,7 +37,7 @@ def score_all(
   """Yields what became of each of `sources`, in their order.
 
   A source is a name, and blocks of samples at the model's rate; one that raises
-  `audio_io.BadAudio` has that as its error.
+  `recordings.BadAudio` has that as its error.
   """
   length = pipeline.clip_samples(config)
   least = frontend.min_samples(config.frontend)
@@ -60,7 +60,7 @@ def score_all(
           settle()
           yield from opened[:-1]
           del opened[:-1]
-    except audio_io.BadAudio as error:
+    except recordings.BadAudio as error:
       opened[-1].error = str(error)
   settle()
   yield from opened
@@ -78,7 +78,7 @@ def _stretches(samples, length, least) -> Iterator[np.ndarray]:
   if any_yet and len(held) < max(length // 2, least):
     return
   if len(held) < least:
-    raise audio_io.BadAudio(
+    raise recordings.BadAudio(
         'empty' if not len(held) else f'too short: {len(held)} samples, the '
         f'model needs {least}')
   yield held

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import blocks
+from audio_mae_jax.data import recordings
 from audio_mae_jax.embed import engine
 
 
@@ -41,7 +41,7 @@ class Stream:
       samples = np.concatenate(list(blocks.read(
           item, sample_rate_hz=self._rate,
           channels=self._model.config.data.channels)))
-    except audio_io.BadAudio as error:
+    except recordings.BadAudio as error:
       raise ValueError(f'The chunk cannot be used: {error}.') from error
     return self._encoded(self._recording.push(self._resampler.push(samples)))
 
@@ -56,7 +56,7 @@ class Stream:
     windows = self._recording.push(self._resampler.finish())
     try:
       windows += self._recording.finish()
-    except audio_io.BadAudio as error:
+    except recordings.BadAudio as error:
       raise ValueError(f'The stream cannot be used: {error}.') from error
     return self._joined(
         [self._encoded(windows), self._normed(self._recording.rest())])

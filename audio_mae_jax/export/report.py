@@ -9,6 +9,7 @@ import numpy as np
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import recordings
 from audio_mae_jax.data import sources
 from audio_mae_jax.export import program as program_lib
 
@@ -35,7 +36,7 @@ def clips(program: program_lib.Program, samples: int, files=()) -> np.ndarray:
       found.append(audio_io.load(
           source[i], sample_rate_hz=program.config.frontend.sample_rate_hz,
           num_samples=samples, crop='start', rng=np.random.default_rng(0)))
-    except audio_io.BadAudio as error:
+    except recordings.BadAudio as error:
       reasons.append(f'{source[i]["id"]}: {error}')
   if not found:
     raise ValueError(

@@ -12,6 +12,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import manifests
+from audio_mae_jax.data import recordings
 
 _THREADS = 16  # reading headers waits for the disk, not for the core
 _BLOCK = 4096  # clips in flight: a future for each of two million is memory
@@ -59,7 +60,7 @@ def _open(row, decode):
         item_of(row), sample_rate_hz=spec.sample_rate_hz,
         num_samples=sys.maxsize if decode else 1, crop='start',
         rng=np.random.default_rng(0), min_samples=frontend.min_samples(spec))
-  except audio_io.BadAudio as error:
+  except recordings.BadAudio as error:
     return str(error)
   header = soundfile.info(row.path)
   duration_s = header.duration - row.start_s

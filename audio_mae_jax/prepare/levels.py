@@ -16,6 +16,7 @@ import numpy as np
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
 from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import recordings
 from audio_mae_jax.prepare import check
 
 _BATCH = 16
@@ -95,5 +96,5 @@ def _load(item_of, row, seed, num_samples, spec):
         num_samples=num_samples, crop='random',
         rng=np.random.default_rng(seed),
         min_samples=frontend.min_samples(spec))
-  except audio_io.BadAudio as error:
+  except recordings.BadAudio as error:
     return str(error)

@@ -26,6 +26,7 @@ from audio_mae_jax import registry
 from audio_mae_jax import storage
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import files
+from audio_mae_jax.data import recordings
 
 # One record a chunk, for random access. Not compressed: zstd takes four times
 # as long to read for 7 % of the bytes.
@@ -72,7 +73,7 @@ def encode(source: files.Source, i: int, settings: Settings) -> Encoded | str:
         num_samples=sys.maxsize, crop='start', rng=None,
         resample=settings.resample, channels=settings.channels,
         min_samples=frontend.min_samples(spec))
-  except audio_io.BadAudio as error:
+  except recordings.BadAudio as error:
     return str(error)
   scaled = np.rint(samples * np.float32(_FULL_SCALE))
   whole = np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype('<i2')

@@ -11,6 +11,7 @@ from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
 from audio_mae_jax import patches as patches_lib
 from audio_mae_jax.data import audio_io
+from audio_mae_jax.data import recordings
 
 
 class Clip(NamedTuple):
@@ -43,7 +44,7 @@ def read(path: str | os.PathLike, config: config_lib.Config,
         num_samples=samples(spec.num_frames), crop='start',
         rng=np.random.default_rng(0), channels=config.data.channels,
         min_samples=samples(size))
-  except audio_io.BadAudio as error:
+  except recordings.BadAudio as error:
     raise ValueError(
         f'{path} cannot be used from {start_s:g} s: {error}. Give a sound '
         f'file with at least {samples(size) / spec.sample_rate_hz:.2f} s there '

@@ -9,6 +9,7 @@ import soundfile
 
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import crops
+from audio_mae_jax.data import recordings
 
 RATE_HZ = 16000
 FORMATS = ['wav', 'flac', 'ogg', 'oga', 'opus', 'mp3', 'aiff']
@@ -206,9 +207,9 @@ def with_data_size(path, size):
 def test_truncated_files_are_bad(write, suffix, reason):
   noise = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE_HZ)
   path = cut(write(f'a.{suffix}', noise), 0.6)
-  with pytest.raises(audio_io.BadAudio, match=reason):
+  with pytest.raises(recordings.BadAudio, match=reason):
     load(path, num_samples=3 * RATE_HZ)
-  with pytest.raises(audio_io.BadAudio, match=reason):
+  with pytest.raises(recordings.BadAudio, match=reason):
     load(path, num_samples=3 * RATE_HZ, crop='cyclic')
 
 
@@ -227,7 +228,7 @@ def test_a_flac_that_does_not_know_its_length_is_bad(write, tone):
     content[18:26] = packed.to_bytes(8, 'big')
     file.seek(0)
     file.write(content)
-  with pytest.raises(audio_io.BadAudio, match='does not say how long'):
+  with pytest.raises(recordings.BadAudio, match='does not say how long'):
     load(path)
 
 
@@ -236,53 +237,53 @@ def test_samples_that_are_not_finite_are_bad(write, tone, value):
   samples = tone(1)
   samples[777] = value
   path = write('a.wav', samples, subtype='FLOAT')
-  with pytest.raises(audio_io.BadAudio, match='NaN or infinite samples'):
+  with pytest.raises(recordings.BadAudio, match='NaN or infinite samples'):
     load(path)
-  with pytest.raises(audio_io.BadAudio, match='NaN or infinite samples'):
+  with pytest.raises(recordings.BadAudio, match='NaN or infinite samples'):
     load(path, rate_hz=8000)
 
 
 def test_samples_far_above_full_scale_are_bad(write, tone):
   path = write('a.wav', 65536 * tone(1), subtype='FLOAT')
   with pytest.raises(
-      audio_io.BadAudio, match=r'up to 3.28e\+04, where full scale is 1'):
+      recordings.BadAudio, match=r'up to 3.28e\+04, where full scale is 1'):
     load(path)
 
 
 def test_missing_empty_and_foreign_files_are_bad(write, tmp_path):
-  with pytest.raises(audio_io.BadAudio, match='no such file'):
+  with pytest.raises(recordings.BadAudio, match='no such file'):
     load(str(tmp_path / 'nothing.wav'))
   (tmp_path / 'zero.wav').write_bytes(b'')
-  with pytest.raises(audio_io.BadAudio, match='^empty$'):
+  with pytest.raises(recordings.BadAudio, match='^empty$'):
     load(str(tmp_path / 'zero.wav'))
   for name in ('text.wav', 'text.mp3', 'text.raw'):
     (tmp_path / name).write_bytes(b'no audio at all ' * 99)
-    with pytest.raises(audio_io.BadAudio, match='^unreadable: [^/]+$'):
+    with pytest.raises(recordings.BadAudio, match='^unreadable: [^/]+$'):
       load(str(tmp_path / name))
-  with pytest.raises(audio_io.BadAudio, match='unreadable'):
+  with pytest.raises(recordings.BadAudio, match='unreadable'):
     load(b'')
   for crop in crops.CROPS:
-    with pytest.raises(audio_io.BadAudio, match='^empty$'):
+    with pytest.raises(recordings.BadAudio, match='^empty$'):
       load(write('none.wav', np.zeros(0)), crop=crop)
 
 
 @pytest.mark.parametrize('crop', crops.CROPS)
 def test_clips_shorter_than_a_window_are_bad(write, crop):
   path = write('a.wav', np.zeros(399))
-  with pytest.raises(
-      audio_io.BadAudio, match='too short: 0.0249 s, the model needs 0.0250 s'):
+  with pytest.raises(recordings.BadAudio, match=(
+      'too short: 0.0249 s, the model needs 0.0250 s')):
     load(path, crop=crop, min_samples=400)
   assert load(path, crop=crop, min_samples=399).size
 
 
 def test_a_start_beyond_the_end_is_bad(write, tone):
-  with pytest.raises(audio_io.BadAudio, match=re.escape(
+  with pytest.raises(recordings.BadAudio, match=re.escape(
       'ends at 1.000 s, before the start of the clip at 2.000 s')):
     load(write('a.wav', tone(1)), start_s=2.0)
 
 
 def test_arrays_of_other_types_are_bad():
-  with pytest.raises(audio_io.BadAudio, match='samples of type complex64'):
+  with pytest.raises(recordings.BadAudio, match='samples of type complex64'):
     load(np.zeros(100, np.complex64), sample_rate_hz=RATE_HZ)
 
 
@@ -305,7 +306,7 @@ def test_unknown_settings_are_errors():
 def test_bytes_that_are_cut_are_bad(tone):
   buffer = io.BytesIO()
   soundfile.write(buffer, tone(1), RATE_HZ, format='WAV')
-  with pytest.raises(audio_io.BadAudio, match='truncated'):
+  with pytest.raises(recordings.BadAudio, match='truncated'):
     load(buffer.getvalue()[:9000])
 
 

@@ -6,6 +6,7 @@ import soundfile
 
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import blocks
+from audio_mae_jax.data import recordings
 
 HZ = 16000
 
@@ -37,5 +38,5 @@ def test_what_is_bad_ends_the_blocks(tmp_path, monkeypatch):
   soundfile.write(tmp_path / 'a.wav', samples, HZ, subtype='FLOAT')
   found = blocks.read({'audio': tmp_path / 'a.wav'}, sample_rate_hz=HZ)
   assert len(next(found)) == len(next(found)) == 1000
-  with pytest.raises(audio_io.BadAudio, match='NaN or infinite samples'):
+  with pytest.raises(recordings.BadAudio, match='NaN or infinite samples'):
     next(found)

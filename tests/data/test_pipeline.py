@@ -11,6 +11,7 @@ from audio_mae_jax import config
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import crops
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import recordings
 from audio_mae_jax.data import report as report_lib
 from audio_mae_jax.data import sources
 
@@ -261,14 +262,14 @@ def test_a_clip_in_memory_is_decoded_once_and_not_changed(
       config.Source(name='folder', path=str(tmp_path)), config.Data())
   expected = batching.train(source, settings(crop=crop), 6)
   opened = []
-  open_recording = audio_io.open_recording
+  open_recording = recordings.open_recording
 
   def counted(item):
     if isinstance(item['audio'], str):
       opened.append(item['audio'])
     return open_recording(item)
 
-  monkeypatch.setattr(audio_io, 'open_recording', counted)
+  monkeypatch.setattr(recordings, 'open_recording', counted)
   cached = settings(crop=crop, cache_gb=1.0, num_threads=1)
   batching.assert_equal(expected, batching.train(source, cached, 6))
   # 24 rows and more; threads may meet at a clip that none has decoded yet.

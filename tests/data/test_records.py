@@ -14,6 +14,7 @@ import pytest
 from audio_mae_jax import config
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import recordings
 from audio_mae_jax.data import records
 from audio_mae_jax.data import report
 from audio_mae_jax.data import sources
@@ -132,7 +133,7 @@ def test_a_flipped_bit_is_bad_audio_and_the_others_are_good(
     for i in range(6):
       try:
         np.testing.assert_array_equal(load(source, i), whole[i])
-      except audio_io.BadAudio as error:
+      except recordings.BadAudio as error:
         reasons.append(str(error))
     flip(shard, byte)
   assert reasons
@@ -188,7 +189,7 @@ def test_a_record_of_another_length_is_bad(folder):
   index['num_samples'][1] += 1
   path.write_text(json.dumps(index))
   source = listing.make('records', path=str(place))
-  with pytest.raises(audio_io.BadAudio, match=(
+  with pytest.raises(recordings.BadAudio, match=(
       '^10666 samples in clips-00000-of-00002.array_record, 10667 in index')):
     source[1]
 

@@ -11,6 +11,7 @@ from audio_mae_jax import features
 from audio_mae_jax import storage
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import files
+from audio_mae_jax.data import recordings
 from audio_mae_jax.data import report
 from audio_mae_jax.data import sources
 from audio_mae_jax.data import splits
@@ -66,7 +67,7 @@ def test_a_folder(audio, segment_s):
 
 
 def test_long_files_are_read_in_parts(audio, monkeypatch):
-  monkeypatch.setattr(audio_io, '_WHOLE_BYTES', 1000)
+  monkeypatch.setattr(recordings, '_WHOLE_BYTES', 1000)
   monkeypatch.setattr(storage, '_BLOCK_BYTES', 4096)
   here, there = (made({'name': 'folder', 'path': str(place)}, config.Data())
                  for place in audio)
@@ -115,13 +116,13 @@ def test_what_is_not_there_is_an_error_with_its_address(audio):
 
 def test_bad_files_are_bad_audio(audio):
   _, address = audio
-  with pytest.raises(audio_io.BadAudio, match='no such file'):
+  with pytest.raises(recordings.BadAudio, match='no such file'):
     load(f'{address}/none.wav')
   storage.write_text(f'{address}/empty.wav', '')
-  with pytest.raises(audio_io.BadAudio, match='^empty$'):
+  with pytest.raises(recordings.BadAudio, match='^empty$'):
     load(f'{address}/empty.wav')
   storage.write_text(f'{address}/text.wav', 'no audio')
-  with pytest.raises(audio_io.BadAudio, match='^unreadable'):
+  with pytest.raises(recordings.BadAudio, match='^unreadable'):
     load(f'{address}/text.wav')
 
 
@@ -129,7 +130,7 @@ def test_bad_files_are_bad_audio(audio):
 def test_a_store_out_of_reach_is_no_bad_audio(
     audio, monkeypatch, whole_bytes):
   _, address = audio
-  monkeypatch.setattr(audio_io, '_WHOLE_BYTES', whole_bytes)
+  monkeypatch.setattr(recordings, '_WHOLE_BYTES', whole_bytes)
   monkeypatch.setattr(storage, '_BLOCK_BYTES', 4096)
   fs = storage.filesystem(address)
   if whole_bytes == 1000:  # the connection fails after some parts were read
