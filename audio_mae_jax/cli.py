@@ -4,6 +4,7 @@ that the user can mend is told."""
 from collections.abc import Mapping
 import contextlib
 import functools
+import glob
 import logging
 import os
 import pathlib
@@ -111,8 +112,8 @@ def _parse(argv):
   """Reads the flags; ml_collections raises for a setting that it has not."""
   try:
     return app.parse_flags_with_usage(argv)
-  except OSError as error:  # no such recipe
-    stop(error)
+  except OSError as error:
+    stop(_no_recipe() or error)
   except (AttributeError, KeyError) as error:
     text = str(error).replace('\\n', ' ')
     typo = re.search(r'Did you mean "(.+)" instead of "(.+)"\?', text)
@@ -121,6 +122,19 @@ def _parse(argv):
     text = f'There is no setting {typo[2]!r}. Did you mean {typo[1]!r}?'
     stop(f'{text} Settings are given as --config.FIELD=VALUE; '
           'audio_mae_jax/config.py lists them.')
+
+
+def _no_recipe():
+  """What to tell if the recipe is a file that is not there, else None."""
+  # The flag does not tell, if settings follow it.
+  given = re.search(r'\0--?config[=\0]([^\0:]+)', '\0'.join(sys.argv))
+  if not given or os.path.exists(path := given[1]):
+    return None
+  there = ', '.join(sorted(glob.glob('configs/*.py')))
+  return (f'There is no recipe {path} in {os.getcwd()}. ' + (
+      f'There are {there}.' if there else
+      "Those of this project are in its checkout's configs/: run from there, "
+      'or give the whole path.'))
 
 
 def _main(action, argv):
@@ -134,7 +148,7 @@ def _main(action, argv):
     recipe = named(
         _CONFIG.value, config_flags.get_config_filename(flags.FLAGS['config']))
   except OSError as error:  # a missing file is told of at the first use
-    stop(error)
+    stop(_no_recipe() or error)
   try:
     config = config_lib.typed(recipe)
     distributed.initialize(_start())

@@ -44,7 +44,8 @@ def devices(name: str) -> list[jax.Device]:
   if not importlib.util.find_spec('libtpu'):
     raise ImportError(
         f'--compile_for={name} needs the TPU compiler, and libtpu is not '
-        "installed: pip install -e '.[tpu]' brings the one of this jax.")
+        "installed: pip install -e '.[tpu]' brings the one of this jax. (For "
+        f'the devices of this machine: --compile_for={HOST}.)')
   # The compiler neither asks Google's metadata server for a TPU, nor takes one.
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
   os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'

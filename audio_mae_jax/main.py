@@ -15,6 +15,9 @@ _STOPPED_STATUS = flags.DEFINE_integer(
     'may want another than 0, the status of a run that has come to its end.')
 
 
+flags.adopt_module_key_flags(cli)  # so that --help names them
+
+
 def run():
   """Entry point of the console script."""
   cli.run(_run)

@@ -42,10 +42,11 @@ def make_mesh(settings: config_lib.Mesh, batch_size: int,
     rest = max(len(devices) // abs(sizes[0] * sizes[1]), 1)
     sizes = [rest if s == -1 else s for s in sizes]
   if sizes[0] * sizes[1] != len(devices):
+    fits = [str(n) for n in range(1, len(devices) + 1) if not len(devices) % n]
     raise ValueError(
         f'A mesh of data={sizes[0]} x fsdp={sizes[1]} needs '
         f'{sizes[0] * sizes[1]} devices, and there are {len(devices)}; set '
-        'mesh.data=-1 and a mesh.fsdp that divides them.')
+        f'mesh.data=-1, and mesh.fsdp to {" or ".join(fits)}.')
   if batch_size % len(devices):
     down = batch_size - batch_size % len(devices)
     near = ' or '.join(str(n) for n in (down, down + len(devices)) if n)

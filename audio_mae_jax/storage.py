@@ -39,6 +39,11 @@ def is_remote(path: str | os.PathLike) -> bool:
 def check(path: str | os.PathLike):
   """Raises ValueError or ImportError if no library here can reach `path`."""
   if not is_remote(path):
+    scheme, slash, _ = os.fspath(path).partition(':/')
+    if slash and scheme in SCHEMES:
+      raise ValueError(
+          f'{os.fspath(path)!r} is neither an address nor a path: write '
+          f'{scheme}://BUCKET/PATH, with two slashes.')
     return
   scheme = os.fspath(path).split('://')[0]
   if scheme not in SCHEMES:
@@ -55,8 +60,8 @@ def check(path: str | os.PathLike):
 def absolute(path: str | os.PathLike) -> str:
   """`path` from the root of this machine; an address as it is."""
   path = os.fspath(path)
+  check(path)
   if is_remote(path):
-    check(path)
     return path.rstrip('/')
   return os.path.abspath(os.path.expanduser(path))
 

@@ -39,8 +39,13 @@ _REMEDY = 'Choose a place that you may write: --config.workdir=runs/NAME.'
 
 
 def place_of(cfg: config.Config) -> str:
-  """Where the run of `config` lives, if it does not say: runs/NAME."""
-  return cfg.workdir or os.path.join('runs', cfg.name or cfg.task)
+  """Where the run of `config` lives, if it does not say: runs/NAME.
+
+  Raises ValueError or ImportError if that cannot be reached.
+  """
+  place = cfg.workdir or os.path.join('runs', cfg.name or cfg.task)
+  storage.check(place)
+  return place
 
 
 class Workdir:

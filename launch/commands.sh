@@ -32,7 +32,7 @@ dry() {
 
 # The comment at the top of a launcher is its help.
 help() {
-  sed -n '/^# /,/^$/s/^#\( \|$\)//p' "$0"
+  sed -n '1d; /^$/q; s/^#\( \|$\)//p' "$0"
 }
 
 parse() {
@@ -93,6 +93,19 @@ require_recipe() {
   [[ " ${train[*]}" = *' --config='* ]] ||
     stop 'the recipe is missing: -- --config=configs/pretrain_as2m.py' \
       '[--config.FIELD=VALUE ...]'
+}
+
+# require_workdir WHAT: the run's place must outlive WHAT, which has disks of its
+# own.
+require_workdir() {
+  local flag workdir=''
+  for flag in "${train[@]}"; do
+    [[ $flag != --config.workdir=* ]] || workdir=${flag#*=}
+  done
+  [[ $workdir = *://* || $workdir = /* ]] ||
+    stop "--config.workdir='$workdir' is on the disk of each worker, which" \
+      "is lost with $1. Add --config.workdir=gs://BUCKET/RUN, or the" \
+      'absolute path of a file system that all workers mount.'
 }
 
 # The command as a shell reads it back, word by word.

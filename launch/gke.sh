@@ -77,6 +77,19 @@ parse "$@"
 require name image accelerator
 require_number chips slices nodes max-restarts grace port
 require_recipe
+require_workdir 'the pod'
+[[ ${option[name]} =~ ^[a-z]([a-z0-9-]{0,50}[a-z0-9])?$ ]] ||
+  stop "--name='${option[name]}' must be at most 52 lowercase letters, digits" \
+    'and hyphens, a letter first and no hyphen last: Kubernetes wants that.'
+if [[ ${option[accelerator]} = tpu* ]]; then
+  ((option[nodes] == 1)) ||
+    stop "--nodes=${option[nodes]} is for GPUs; the nodes of a TPU slice" \
+      'follow from --topology and --chips.'
+else
+  [[ -z ${option[topology]} && ${option[slices]} = 1 ]] ||
+    stop '--topology and --slices are for TPUs, and' \
+      "--accelerator=${option[accelerator]} is none."
+fi
 dry || command -v kubectl > /dev/null ||
   stop 'kubectl is not there: https://kubernetes.io/docs/tasks/tools/'
 

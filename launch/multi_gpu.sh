@@ -38,6 +38,9 @@ gpus=()
 if [[ ${option[gpus]} ]]; then
   IFS=, read -ra gpus <<< "${option[gpus]}"
 elif ((option[processes] > 1)); then
+  dry || command -v nvidia-smi > /dev/null ||
+    stop 'nvidia-smi, which lists the GPUs, is not there: list them with' \
+      '--gpus=0,1,...'
   list=$(ask "$(seq 0 $((option[processes] - 1)))" \
     nvidia-smi --query-gpu=index --format=csv,noheader)
   mapfile -t gpus <<< "$list"

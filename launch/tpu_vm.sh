@@ -21,7 +21,7 @@
 #   --name=NAME              of the TPU VM, and of the queued resource
 #   --zone=ZONE              e.g. us-west4-a
 #   --project=PROJECT        default: gcloud's own
-#   --accelerator-type=TYPE  e.g. v5litepod-16; needed by up
+#   --accelerator-type=TYPE  e.g. v5litepod-16; needed by up and watch
 #   --runtime-version=V      default: the one that fits the accelerator type
 #   --queued                 through a queued resource, which waits for capacity
 #   --spot                   a spot VM
@@ -226,18 +226,6 @@ install() {
   on_workers all "$(printf '%s; ' "${commands[@]}")"
 }
 
-# The disk of a TPU VM goes with it, and the workers share none.
-require_workdir() {
-  local flag workdir=''
-  for flag in "${train[@]}"; do
-    [[ $flag != --config.workdir=* ]] || workdir=${flag#*=}
-  done
-  [[ $workdir = *://* || $workdir = /* ]] ||
-    stop "--config.workdir='$workdir' is on the disk of each worker, which" \
-      'is lost with the TPU VM. Add --config.workdir=gs://BUCKET/RUN, or the' \
-      'absolute path of a file system that all workers mount.'
-}
-
 start() {
   local variables=''
   ((${#env[@]} == 0)) || variables="$(quoted env "${env[@]}") "
@@ -247,7 +235,7 @@ start() {
 # Some may have started: the others would wait for those that did not.
 run_training() {
   require_recipe
-  require_workdir
+  require_workdir 'the TPU VM'
   start || {
     say 'Not all workers started.'
     on_workers all "$(worker end)" || true
@@ -406,7 +394,7 @@ main() {
       # What watch needs when it has to make the TPU VM again.
       require accelerator-type
       require_recipe
-      require_workdir
+      require_workdir 'the TPU VM'
       ;;&
     all)
       step up

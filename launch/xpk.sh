@@ -36,6 +36,7 @@ parse "$@"
 require cluster name image tpu-type
 require_number slices max-restarts grace
 require_recipe
+require_workdir 'the pod'
 dry || command -v xpk > /dev/null || stop 'xpk is not there: pip install xpk'
 
 # XPK runs the command in a shell to which it sends SIGTERM; exec makes that

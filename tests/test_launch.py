@@ -55,6 +55,21 @@ def test_help_lists_the_options_that_there_are(script):
   assert pathlib.Path(script).name in (ROOT / 'docs/launch.md').read_text()
 
 
+def test_help_is_the_comment_at_the_top_alone():
+  for script in HELPFUL:
+    lines = (ROOT / script).read_text().splitlines()
+    shown = subprocess.run(['bash', script, '--help'], cwd=ROOT, text=True,
+                           capture_output=True, check=True).stdout
+    top = [line for line in lines[1:lines.index('')]
+           if not line.startswith('#SBATCH')]
+    assert shown.splitlines() == [line[1:].removeprefix(' ') for line in top]
+
+
+GKE = ('gke.sh', '--name=x', '--image=i')
+TPU, L4 = '--accelerator=tpu-v6e-slice', '--accelerator=nvidia-l4'
+RECIPE = ('--', '--config=c.py', '--config.workdir=gs://bucket/run')
+
+
 @pytest.mark.parametrize('argv, message', [
     (('multi_gpu.sh',), 'the recipe is missing'),
     (('multi_gpu.sh', '--config=c.py'),
@@ -65,17 +80,25 @@ def test_help_lists_the_options_that_there_are(script):
      '3 GPUs cannot be shared out to --processes=2'),
     (('slurm.sbatch', '--', '--config=c.py'), 'this is not a Slurm job'),
     (('gke.sh', '--name=x', '--image=i'), '--accelerator=VALUE is missing'),
-    (('gke.sh', '--name=x', '--image=i', '--accelerator=tpu-v6e-slice', '--',
-      '--config=c.py'), "--topology='' must be the slice's"),
-    (('gke.sh', '--name=x', '--image=i', '--accelerator=tpu-v6e-slice',
-      '--topology=2x3', '--', '--config=c.py'),
+    ((*GKE, TPU, *RECIPE), "--topology='' must be the slice's"),
+    ((*GKE, TPU, '--topology=2x3', *RECIPE),
      'the 6 chips of --topology=2x3 do not make nodes of --chips=4'),
-    (('gke.sh', '--name=x', '--image=i', '--accelerator=nvidia-l4', '--',
-      '--config=c.py', '--config.name=a\nb'), 'a manifest cannot hold'),
-    (('gke.sh', '--name=x', '--image=i', '--accelerator=nvidia-l4', '--env=A',
-      '--', '--config=c.py'), '--env=A is not NAME=VALUE'),
+    ((*GKE, TPU, '--topology=4x4', '--nodes=3', *RECIPE),
+     '--nodes=3 is for GPUs'),
+    ((*GKE, L4, '--topology=4x4', *RECIPE), 'are for TPUs'),
+    ((*GKE, L4, '--slices=2', *RECIPE), '--accelerator=nvidia-l4 is none'),
+    ((*GKE, L4, *RECIPE, '--config.name=a\nb'), 'a manifest cannot hold'),
+    ((*GKE, L4, '--env=A', *RECIPE), '--env=A is not NAME=VALUE'),
+    ((*GKE, L4, '--name=Mae_1', *RECIPE), "--name='Mae_1' must be"),
+    ((*GKE, L4, '--name=mae-', *RECIPE), "--name='mae-' must be"),
+    ((*GKE, L4, '--', '--config=c.py', '--config.workdir=runs/x'),
+     "--config.workdir='runs/x' is on the disk of each worker, which is lost "
+     'with the pod'),
     (('xpk.sh', '--name=x', '--image=i', '--tpu-type=v5litepod-16'),
-     '--cluster=VALUE is missing')])
+     '--cluster=VALUE is missing'),
+    (('xpk.sh', '--cluster=c', '--name=x', '--image=i',
+      '--tpu-type=v5litepod-16', '--', '--config=c.py'),
+     "--config.workdir='' is on the disk")])
 def test_mistakes_are_told_before_anything_is_called(place, argv, message):
   done = place.run('bash', f'launch/{argv[0]}', *argv[1:])
   assert done.returncode == 1

@@ -17,7 +17,7 @@ from audio_mae_jax import main
 from audio_mae_jax import storage
 
 ROOT = launchers.ROOT
-AWKWARD = launchers.AWKWARD
+AWKWARD = (*launchers.AWKWARD, '--config.workdir=gs://bucket/run')
 ADDED = [launchers.STOPPED, '--wait_s=1800']
 
 

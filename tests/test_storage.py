@@ -7,7 +7,9 @@ import sys
 import fsspec
 import pytest
 
+from audio_mae_jax import config
 from audio_mae_jax import storage
+from audio_mae_jax import workdirs
 
 
 def put(address, content=b'text'):
@@ -103,6 +105,9 @@ def test_paths_and_addresses_are_told_apart(s3_store, tmp_path, monkeypatch):
 def test_a_store_that_nothing_here_can_reach_is_an_error(monkeypatch):
   with pytest.raises(ValueError, match=r'no store http://.*gs://BUCKET'):
     storage.filesystem('http://host/file')
+  for path in 'gs:/bucket/run', 's3:/bucket/run':
+    with pytest.raises(ValueError, match=rf'write {path[:2]}://BUCKET/PATH'):
+      workdirs.place_of(config.Config(workdir=path))
   monkeypatch.setitem(sys.modules, 's3fs', None)
   monkeypatch.setattr(
       storage.importlib.util, 'find_spec', lambda name: None)
