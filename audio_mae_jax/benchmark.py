@@ -43,6 +43,7 @@ _COMPILE_FOR = flags.DEFINE_string(
     f'v4:4x4x4, v5p:4x4x8 or v6e:16x16; or {compile_for.HOST}.')
 _OUTPUT = flags.DEFINE_string(
     'output', '', 'JSON file; by default benchmark_NAME.json in this folder.')
+flags.adopt_module_key_flags(cli)  # --help names them
 
 
 def benchmark(config: config_lib.Config):

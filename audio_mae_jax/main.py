@@ -15,7 +15,7 @@ _STOPPED_STATUS = flags.DEFINE_integer(
     'may want another than 0, the status of a run that has come to its end.')
 
 
-flags.adopt_module_key_flags(cli)  # so that --help names them
+flags.adopt_module_key_flags(cli)  # --help names them
 
 
 def run():

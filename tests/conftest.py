@@ -20,6 +20,13 @@ if os.environ['JAX_PLATFORMS'] == 'cpu':
   os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 
+def pytest_runtest_setup(item):
+  if item.get_closest_marker('gpu'):
+    import jax
+    if jax.default_backend() != 'gpu':
+      pytest.skip('no GPU, or JAX_PLATFORMS does not say cuda,cpu')
+
+
 @pytest.fixture(scope='module')
 def compile_once(tmp_path_factory):
   """Models of one size have programs in common, in a module and between those

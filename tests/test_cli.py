@@ -2,9 +2,11 @@
 
 import configparser
 import errno
+import importlib
 import pathlib
 import re
 
+from absl import flags
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import pytest
@@ -118,3 +120,10 @@ def test_a_place_of_the_users_stays_and_cpus_have_none(
   found = cache_dir(given, backend)
   cli.keep_programs({'XDG_CACHE_HOME': str(tmp_path)})
   assert found() == given and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('command', ['main', 'benchmark'])
+def test_help_names_the_flags_of_processes(command):
+  name = importlib.import_module(f'audio_mae_jax.{command}').__name__
+  named = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(name)}
+  assert {'config', 'coordinator', 'num_processes', 'process_id'} <= named

@@ -33,12 +33,6 @@ SIZES = {
     'train.batch_size': 16}
 
 
-@pytest.fixture(autouse=True)
-def gpu():
-  if jax.default_backend() != 'gpu':
-    pytest.skip('no GPU, or JAX_PLATFORMS does not say cuda,cpu')
-
-
 @pytest.mark.parametrize('tokens', [103, 307])
 def test_every_way_to_attend_gives_what_the_reference_does(
     tokens, tmp_path, capsys):

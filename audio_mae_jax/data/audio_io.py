@@ -24,6 +24,8 @@ from audio_mae_jax.data import recordings
 _CONTEXT = 512
 # Full scale is 1. Far above it lie integers stored as floats, or garbage.
 _MAX_PEAK = 100.0
+
+
 class WrongRate(ValueError):
   """A file's rate differs from the model's and may not be converted."""
 

@@ -27,8 +27,7 @@ class Clips:
     samples = self._kept.get(index)
     if samples is None:
       samples = self._load(
-          source[index], num_samples=sys.maxsize, crop='start', rng=None,
-          as_stored=True)
+          source[index], num_samples=sys.maxsize, crop='start', rng=None)
       with self._lock:
         if index not in self._kept and samples.nbytes <= self._free:
           self._kept[index] = samples

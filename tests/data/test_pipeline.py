@@ -321,3 +321,21 @@ def test_batches_are_int16_until_a_clip_is_not_stored_so(write, settings):
 def test_rows_are_made_together_as_far_as_all_threads_have_some(
     size, threads, together):
   assert pipeline._rows_together(size, threads) == together
+
+
+def test_grain_hands_out_groups_of_rows(settings, monkeypatch):
+  """What it does for each element grows with how many are ready."""
+  made, options = pipeline.grain.ReadOptions, []
+
+  def noted(**keywords):
+    options.append(keywords)
+    return made(**keywords)
+
+  monkeypatch.setattr(pipeline.grain, 'ReadOptions', noted)
+  source = sources.make(
+      config.Source(name='synthetic', num_clips=90), config.Data(clip_s=0.1))
+  batch, = batching.train(source, settings(64), 1)
+  assert options == [dict(num_threads=2, prefetch_buffer_size=4)]
+  alone = batching.train(source, settings(64), 1, process_count=64,
+                         process_index=37)
+  np.testing.assert_array_equal(alone[0]['audio'][0], batch['audio'][37])
