@@ -15,6 +15,7 @@ import numpy as np
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import step as step_lib
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import placement
 from audio_mae_jax.data import splits
 
 METRICS, PER_CLASS, PREDICTIONS = (
@@ -33,7 +34,7 @@ class Evaluation:
 def batches(program: step_lib.Program, split: splits.Split,
             config: config_lib.Config):
   """The split's batches, on the devices, to be used in a `with`."""
-  return contextlib.closing(pipeline.to_device(
+  return contextlib.closing(placement.to_device(
       pipeline.eval_batches(
           split.source, config, process_index=jax.process_index(),
           process_count=jax.process_count(), report=split.report,

@@ -29,6 +29,7 @@ from audio_mae_jax import storage
 from audio_mae_jax import trees
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import placement
 from audio_mae_jax.data import splits
 from audio_mae_jax.models import encoder as encoder_lib
 
@@ -154,7 +155,7 @@ def one_pass(embed, params, split: splits.Split, config: config_lib.Config,
     ValueError: no clip can be read, or features are not finite.
   """
   any_usable = False
-  with contextlib.closing(pipeline.to_device(
+  with contextlib.closing(placement.to_device(
       pipeline.eval_batches(
           split.source, config, process_index=jax.process_index(),
           process_count=jax.process_count(), report=split.report),

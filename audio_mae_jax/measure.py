@@ -26,6 +26,7 @@ from audio_mae_jax import step as step_lib
 from audio_mae_jax import tasks
 from audio_mae_jax.data import labels
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import placement
 from audio_mae_jax.data import splits
 
 INPUTS = {
@@ -280,7 +281,7 @@ def _repeat(call, warmup, steps):
 
 
 def _batches(config, program, split):
-  return contextlib.closing(pipeline.to_device(
+  return contextlib.closing(placement.to_device(
       pipeline.train_batches(
           split.source, config, process_index=jax.process_index(),
           process_count=jax.process_count(), report=split.report,

@@ -27,6 +27,7 @@ from audio_mae_jax import trees
 from audio_mae_jax import workdirs
 from audio_mae_jax.data import opening
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import placement
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def run(
     stack.callback(keeper.close)
     if not start:
       keeper.begin(state)
-    batches = stack.enter_context(contextlib.closing(pipeline.to_device(
+    batches = stack.enter_context(contextlib.closing(placement.to_device(
         pipeline.train_batches(
             data.train.source, config, start_step=start,
             process_index=jax.process_index(),

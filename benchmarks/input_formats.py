@@ -28,6 +28,7 @@ import soundfile
 from audio_mae_jax import config as config_lib
 from audio_mae_jax.data import manifests
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import placement
 from audio_mae_jax.data import report
 from audio_mae_jax.data import sources
 from audio_mae_jax.data import splits
@@ -138,7 +139,7 @@ def batches(source, options):
   made = pipeline.train_batches(
       source, config, report=report.BadFiles(source.num_files, config.data))
   if options.device:
-    made = pipeline.to_device(
+    made = placement.to_device(
         made, jax.sharding.SingleDeviceSharding(jax.devices()[0]), 2)
   return made
 

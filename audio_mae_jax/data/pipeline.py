@@ -21,14 +21,12 @@ interpreter lock, and worker processes would import JAX again, need pickled
 sources, and lose the report of bad files.
 """
 
-import collections
 import functools
 import math
 import os
 import sys
 
 from etils import epy
-import jax
 import numpy as np
 
 from audio_mae_jax import config
@@ -95,7 +93,7 @@ def train_batches(source: files.Source, cfg: config.Config, *,
   Yields dicts of 'audio' float32 [B / P, S], 'num_samples' int32 [B / P],
   'index' int32 [B / P] and 'valid' float32 [B / P], all ones; `labelled`, also
   'labels' float32 [B / P, C], 1 for each label. Where all clips are stored in
-  16 bits, one channel and the model's rate, 'audio' is int16 up to `to_device`:
+  16 bits, one channel and the model's rate, 'audio' is int16 up to the device:
   half of the bytes. Close the generator to stop its threads.
   """
   clips = _Clips(source, cfg, cfg.data.crop, report, labelled)
@@ -135,50 +133,6 @@ def eval_batches(source: files.Source, cfg: config.Config, *,
 
   memory = memory_lib.Batches(len(rows), clip_samples(cfg))
   return _decoded(row, 0, num_batches * len(rows), cfg, memory)
-
-
-def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
-  """Global arrays of `batches`, `ahead` of them in flight before they are used.
-
-  `sharding` splits the first dimension; the rows of this process must be those
-  that it places on this process' devices, as a mesh in process order does.
-  Audio becomes float32 there, if it is not. Closes `batches` when it ends or is
-  closed.
-  """
-  queue = collections.deque()
-
-  def put(value):
-    array = jax.make_array_from_process_local_data(sharding, value)
-    return _as_float_here(array) if value.dtype == np.int16 else array
-
-  try:
-    for batch in batches:
-      queue.append({name: put(value) for name, value in batch.items()})
-      if len(queue) > ahead:
-        yield queue.popleft()
-    while queue:
-      yield queue.popleft()
-  finally:
-    batches.close()
-
-
-def _as_float_here(audio):
-  """Int16 -> float32 in -1 to 1, on the devices of this process alone: others
-  may have read clips that were floats already."""
-  parts = sorted(audio.addressable_shards, key=lambda x: x.index[0].start or 0)
-  mesh = jax.sharding.Mesh([x.device for x in parts], ('rows',))
-  here = _as_float(jax.make_array_from_single_device_arrays(
-      (sum(len(x.data) for x in parts), *audio.shape[1:]),
-      jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('rows')),
-      [x.data for x in parts]))
-  return jax.make_array_from_single_device_arrays(
-      audio.shape, audio.sharding, [x.data for x in here.addressable_shards])
-
-
-@jax.jit
-def _as_float(audio):
-  """Exact, as `audio_io.to_float`."""
-  return audio.astype(np.float32) * np.float32(2**-15)
 
 
 class _Clips:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 import batching
+import grain
 import numpy as np
 import pytest
 
@@ -325,13 +326,13 @@ def test_rows_are_made_together_as_far_as_all_threads_have_some(
 
 def test_grain_hands_out_groups_of_rows(settings, monkeypatch):
   """What it does for each element grows with how many are ready."""
-  made, options = pipeline.grain.ReadOptions, []
+  made, options = grain.ReadOptions, []
 
   def noted(**keywords):
     options.append(keywords)
     return made(**keywords)
 
-  monkeypatch.setattr(pipeline.grain, 'ReadOptions', noted)
+  monkeypatch.setattr(grain, 'ReadOptions', noted)
   source = sources.make(
       config.Source(name='synthetic', num_clips=90), config.Data(clip_s=0.1))
   batch, = batching.train(source, settings(64), 1)

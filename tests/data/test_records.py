@@ -14,6 +14,7 @@ import pytest
 from audio_mae_jax import config
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import placement
 from audio_mae_jax.data import recordings
 from audio_mae_jax.data import records
 from audio_mae_jax.data import report
@@ -53,7 +54,7 @@ def load(source, i):
 
 def on_device(read, source, cfg):
   """The first five batches, as a step gets them."""
-  batches = pipeline.to_device(
+  batches = placement.to_device(
       read(source, cfg, labelled=True,
            report=report.BadFiles(source.num_files, cfg.data)),
       jax.sharding.SingleDeviceSharding(jax.devices()[0]), 1)

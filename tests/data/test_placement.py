@@ -10,6 +10,7 @@ import pytest
 
 from audio_mae_jax import config
 from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import placement
 from audio_mae_jax.data import report
 from audio_mae_jax.data import sources
 
@@ -25,14 +26,14 @@ def test_batches_on_devices_are_whole_and_in_order(settings):
   expected = batching.train(source, cfg, 5)
   for ahead in (0, 2, 9):
     bad = report.BadFiles(source.num_files, cfg.data)
-    batches = pipeline.to_device(
+    batches = placement.to_device(
         pipeline.train_batches(source, cfg, report=bad), sharding, ahead)
     arrays = batching.take(batches, 5)
     assert arrays[0]['audio'].sharding == sharding
     batching.assert_equal(expected, [
         {name: np.asarray(value) for name, value in batch.items()}
         for batch in arrays])
-    passed = list(pipeline.to_device(
+    passed = list(placement.to_device(
         pipeline.eval_batches(source, cfg, report=bad), sharding, ahead))
     assert len(passed) == 2
 
@@ -48,7 +49,7 @@ def test_to_device_closes_its_input():
       closed.append(True)
 
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  batches = pipeline.to_device(endless(), device, 2)
+  batches = placement.to_device(endless(), device, 2)
   next(batches)
   batches.close()
   assert closed == [True]
@@ -58,11 +59,11 @@ def test_a_process_that_leaves_a_pipeline_open_ends_quietly():
   program = '''
 import jax
 from audio_mae_jax import config
-from audio_mae_jax.data import pipeline, report, sources
+from audio_mae_jax.data import pipeline, placement, report, sources
 cfg = config.Config(data=config.Data(clip_s=1.0, num_threads=2),
                     train=config.Train(batch_size=8))
 source = sources.make(config.Source(name='synthetic'), cfg.data)
-batches = pipeline.to_device(
+batches = placement.to_device(
     pipeline.train_batches(source, cfg, report=report.BadFiles(9, cfg.data)),
     jax.sharding.SingleDeviceSharding(jax.devices()[0]), 2)
 print(next(batches)['audio'].shape)
@@ -84,7 +85,7 @@ def test_each_device_gets_its_rows_as_floats(dtype):
     for i in range(3):
       yield {'audio': (audio + i).astype(dtype)}
 
-  got = list(pipeline.to_device(batches(), sharding, 1))
+  got = list(placement.to_device(batches(), sharding, 1))
   scale = 2.0**-15 if dtype == np.int16 else 1
   for i, batch in enumerate(got):
     assert batch['audio'].sharding == sharding
