@@ -1,7 +1,6 @@
 """One pass over a split: losses, outputs and metrics of exactly its clips."""
 
 import collections
-import contextlib
 import csv
 import dataclasses
 import json
@@ -14,7 +13,6 @@ import numpy as np
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import step as step_lib
-from audio_mae_jax.data import pipeline
 from audio_mae_jax.data import placement
 from audio_mae_jax.data import splits
 
@@ -34,12 +32,8 @@ class Evaluation:
 def batches(program: step_lib.Program, split: splits.Split,
             config: config_lib.Config):
   """The split's batches, on the devices, to be used in a `with`."""
-  return contextlib.closing(placement.to_device(
-      pipeline.eval_batches(
-          split.source, config, process_index=jax.process_index(),
-          process_count=jax.process_count(), report=split.report,
-          labelled=program.task.labelled),
-      program.batch_sharding, config.data.prefetch_batches))
+  return placement.one_pass(
+      split, config, program.batch_sharding, program.task.labelled)
 
 
 def evaluate(program: step_lib.Program, params, split: splits.Split,

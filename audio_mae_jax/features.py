@@ -155,11 +155,7 @@ def one_pass(embed, params, split: splits.Split, config: config_lib.Config,
     ValueError: no clip can be read, or features are not finite.
   """
   any_usable = False
-  with contextlib.closing(placement.to_device(
-      pipeline.eval_batches(
-          split.source, config, process_index=jax.process_index(),
-          process_count=jax.process_count(), report=split.report),
-      sharding.batch(mesh), config.data.prefetch_batches)) as batches:
+  with placement.one_pass(split, config, sharding.batch(mesh)) as batches:
     for batch in batches:
       rows = jax.device_get(embed(params, batch))
       used = np.flatnonzero(rows.pop('valid') > 0)

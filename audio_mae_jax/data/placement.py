@@ -1,9 +1,25 @@
 """Batches on their way from the host to the devices."""
 
 import collections
+import contextlib
 
 import jax
 import numpy as np
+
+from audio_mae_jax import config as config_lib
+from audio_mae_jax.data import pipeline
+from audio_mae_jax.data import splits
+
+
+def one_pass(split: splits.Split, config: config_lib.Config,
+             sharding: jax.sharding.Sharding, labelled: bool = False):
+  """The split's batches, on the devices, to be used in a `with`."""
+  return contextlib.closing(to_device(
+      pipeline.eval_batches(
+          split.source, config, process_index=jax.process_index(),
+          process_count=jax.process_count(), report=split.report,
+          labelled=labelled),
+      sharding, config.data.prefetch_batches))
 
 
 def to_device(batches, sharding: jax.sharding.Sharding, ahead: int):
