@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import scipy.special
 
+from audio_mae_jax import config
+from audio_mae_jax import sharding
 from audio_mae_jax.models import pointwise
 
 
@@ -112,6 +114,23 @@ def test_mlp_has_values_and_gradients_of_its_parts():
   for found, want in zip(gradients(mlp, *args), gradients(parts, *args)):
     np.testing.assert_allclose(
         found, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize('channels', [(8, 32), (32, 8), (8, 8)])
+@pytest.mark.parametrize('leading', [(), (6,), (2, 3), (4, 2, 3)])
+def test_products_for_a_cpu_have_the_gradients_of_others(leading, channels):
+  keys = jax.random.split(jax.random.key(5), 4)
+  args = [jax.random.normal(key, shape) for key, shape in zip(keys, (
+      (*leading, channels[0]), channels, channels[1:],
+      (*leading, channels[1])))]
+  back = lambda x, kernel, bias, gradient: jax.vjp(
+      pointwise.affine, x, kernel, bias)[1](gradient)
+  mesh = sharding.make_mesh(config.Mesh(), 1, jax.devices()[:1])
+  found = sharding.jit(mesh, back)(*args)
+  for got, want in zip(found, back(*args), strict=True):
+    # Sums in another order, of numbers up to those here.
+    np.testing.assert_allclose(
+        got, want, rtol=0, atol=1e-6 * np.abs(want).max())
 
 
 def test_gradients_of_biases_are_sums_in_float32():

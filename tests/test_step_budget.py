@@ -39,19 +39,19 @@ OF_TASK = {
 BUDGETS = {
     'pretrain': {
         'traced': {
-            'products': 1.0178, 'float32': 210.9e6, 'bfloat16': 22.67e6,
-            'tiled': 681.4e6, 'callbacks': 0},
+            'products': 1.0178, 'float32': 202.4e6, 'bfloat16': 26.82e6,
+            'tiled': 677.9e6, 'callbacks': 0},
         'compiled': {
-            'bytes': 180.4e6, 'temporary': 15.09e6, 'instructions': 13366,
-            'fusion': 1014, 'dot': 76, 'copy': 486, 'transpose': 129,
+            'bytes': 179.1e6, 'temporary': 14.69e6, 'instructions': 13426,
+            'fusion': 1017, 'dot': 76, 'copy': 443, 'transpose': 87,
             'while': 20}},
     'classify': {
         'traced': {
-            'products': 1.0132, 'float32': 130.9e6, 'bfloat16': 9.934e6,
-            'tiled': 228.6e6, 'callbacks': 0},
+            'products': 1.0132, 'float32': 126.4e6, 'bfloat16': 11.99e6,
+            'tiled': 226.0e6, 'callbacks': 0},
         'compiled': {
-            'bytes': 95.35e6, 'temporary': 5.97e6, 'instructions': 7419,
-            'fusion': 464, 'dot': 25, 'copy': 347, 'transpose': 29,
+            'bytes': 94.27e6, 'temporary': 5.893e6, 'instructions': 7371,
+            'fusion': 461, 'dot': 25, 'copy': 334, 'transpose': 16,
             'while': 19}},
 }
 # How far a count may be above its budget. Versions of JAX trace a little

@@ -123,7 +123,16 @@ def _affine_back(kept, gradient):
 
 
 def _product_back(x, kernel, gradient):
-  return jax.vjp(jnp.matmul, x, kernel)[1](gradient)
+  if devices.platform() != 'cpu':
+    return jax.vjp(jnp.matmul, x, kernel)[1](gradient)
+  # XLA for CPUs is slow to sum over clips and tokens as axes of their own, and
+  # over the rows of a narrow `x` unless it is transposed first; to transpose a
+  # wide one takes longer than that saves (docs/performance.md).
+  rows, of_y = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
+  columns = rows.T
+  if x.shape[-1] < gradient.shape[-1]:
+    columns = jax.lax.optimization_barrier(columns)
+  return gradient @ kernel.T, columns @ of_y
 
 
 def _total(x):
