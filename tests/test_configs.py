@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import re
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from audio_mae_jax import bookkeeping
+from audio_mae_jax import checkpoint
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import step
 from audio_mae_jax import tasks
@@ -72,16 +75,19 @@ def overridden(recipe, overrides):
   return config_lib.typed(config)
 
 
-def check_step(config, devices=None):
-  """Traces a whole train step; nothing is computed."""
-  # Shapes are the same with it, and each block is traced once.
+def complete(config):
+  """With classes, which the data would give; shapes are the same with
+  `scan_layers`, and each block is traced once."""
   config = dataclasses.replace(
       config, model=dataclasses.replace(config.model, scan_layers=True))
-  labelled = tasks.is_labelled(config)
-  if labelled and config.model.classifier.num_classes < 0:
+  if tasks.is_labelled(config) and config.model.classifier.num_classes < 0:
     config = labels.with_classes(config, list('abcdefg'), 'the data')
-  program = step.build(
-      config, steps_per_epoch=1000, devices=devices or jax.devices()[:1])
+  return config
+
+
+def check_step(config, devices):
+  """Traces a whole train step; nothing is computed."""
+  program = step.build(config, steps_per_epoch=1000, devices=devices)
   b = config.train.batch_size
   batch = {
       'audio': jax.ShapeDtypeStruct((b, pipeline.clip_samples(config)),
@@ -89,7 +95,7 @@ def check_step(config, devices=None):
       'num_samples': jax.ShapeDtypeStruct((b,), jnp.int32),
       'index': jax.ShapeDtypeStruct((b,), jnp.int32),
       'valid': jax.ShapeDtypeStruct((b,), jnp.float32)}
-  if labelled:
+  if tasks.is_labelled(config):
     batch['labels'] = jax.ShapeDtypeStruct(
         (b, config.model.classifier.num_classes), jnp.float32)
   state, metrics = jax.eval_shape(program.train_step, program.shapes, batch)
@@ -98,14 +104,14 @@ def check_step(config, devices=None):
   assert metrics['scalars']['loss'].shape == ()
   assert metrics['scalars']['loss'].dtype == jnp.float32
   assert metrics['clip_loss'].shape == (b,)
-  return program
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_a_recipe_traces_and_says_how_to_run_it(recipe):
   module = load(recipe)
   assert f'--config=configs/{recipe}.py' in module.__doc__
-  check_step(config_lib.typed(module.get_config()))
+  check_step(complete(config_lib.typed(module.get_config())),
+             jax.devices()[:1])
 
 
 def test_the_documentation_has_commands():
@@ -113,20 +119,41 @@ def test_the_documentation_has_commands():
       page for page, _, _ in commands()}
 
 
+def shallow(config):
+  """Two layers of each kind: the recipes' own depths are traced above."""
+  config = complete(config)
+  model = config.model
+  return dataclasses.replace(config, model=dataclasses.replace(
+      model,
+      encoder=dataclasses.replace(model.encoder, depth=2),
+      decoder=dataclasses.replace(model.decoder, depth=2)))
+
+
+@functools.cache
+def check_same_step(config, num_devices):
+  """Commands that differ in nothing that a step is traced from share one."""
+  check_step(config, jax.devices()[:num_devices])
+
+
 @pytest.mark.parametrize(
     'page, recipe, overrides', commands(),
     ids=lambda x: x if isinstance(x, str) else ','.join(map('='.join, x)))
 def test_a_documented_command_traces(page, recipe, overrides):
-  config = overridden(recipe, overrides)
-  # Two layers of each kind: the recipes' own depths are traced above.
-  shallow = dataclasses.replace(
-      config.model,
-      encoder=dataclasses.replace(config.model.encoder, depth=2),
-      decoder=dataclasses.replace(config.model.decoder, depth=2))
+  config = shallow(overridden(recipe, overrides))
+  pipeline.check(config)
+  checkpoint.check(config.checkpoint)
+  bookkeeping.check(config.log)
   meshed = any(name.startswith('mesh.') for name, _ in overrides)
-  program = check_step(dataclasses.replace(config, model=shallow),
-                       jax.devices() if meshed else None)
-  assert program.mesh.size == (8 if meshed else 1)
+  num_devices = 8 if meshed else 1
+  program = step.build(config, 1000, jax.devices()[:num_devices])
+  assert program.mesh.size == num_devices
+  of_all = config_lib.Config()
+  check_same_step(dataclasses.replace(
+      config, data=config_lib.Data(clip_s=config.data.clip_s),
+      train=config_lib.Train(batch_size=64 * config.optimizer.accumulate),
+      **{name: getattr(of_all, name) for name in (
+          'name', 'mode', 'folds', 'workdir', 'init_from', 'probe',
+          'checkpoint', 'log')}), num_devices)
 
 
 @pytest.mark.parametrize('page', ['README.md', *(
@@ -154,6 +181,6 @@ def test_the_papers_recipe_has_the_papers_numbers():
   assert (c.patch.size, c.frontend.num_frames) == ((16, 16), 1024)
   d = c.model.decoder
   assert (d.name, d.depth, d.width, d.heads) == ('local', 16, 512, 16)
-  program = check_step(c)
+  program = step.build(c, 1000, jax.devices()[:1])
   assert sum(x.size for x in jax.tree.leaves(program.shapes.params)
              ) == 136_336_128
