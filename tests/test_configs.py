@@ -147,11 +147,11 @@ def test_a_documented_command_traces(page, recipe, overrides):
   num_devices = 8 if meshed else 1
   program = step.build(config, 1000, jax.devices()[:num_devices])
   assert program.mesh.size == num_devices
-  of_all = config_lib.Config()
+  default = config_lib.Config()
   check_same_step(dataclasses.replace(
       config, data=config_lib.Data(clip_s=config.data.clip_s),
       train=config_lib.Train(batch_size=64 * config.optimizer.accumulate),
-      **{name: getattr(of_all, name) for name in (
+      **{name: getattr(default, name) for name in (
           'name', 'mode', 'folds', 'workdir', 'init_from', 'probe',
           'checkpoint', 'log')}), num_devices)
 
