@@ -3,6 +3,7 @@
 Those of a GPU (`-m gpu`) want JAX_PLATFORMS=cuda,cpu.
 """
 
+import gc
 import os
 
 import pytest
@@ -11,13 +12,19 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # XLA sizes its thread pool by cores; with fewer threads than devices, queued
 # collectives wait for each other for good.
 os.environ.setdefault('NPROC', '16')
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8').strip()
-# Compiling is most of the time that tests take, and takes half as long without
-# LLVM's optimisation; what is computed is the same.
+_flags = [os.environ.get('XLA_FLAGS', ''),
+          '--xla_force_host_platform_device_count=8']
+# Compiling is most of the time that tests take, and takes a third as long
+# without LLVM's optimisation, fusions by way of MLIR, and more parts of a
+# program than there are cores; what is computed is the same.
 if os.environ['JAX_PLATFORMS'] == 'cpu':
   os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  _flags += ['--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters',
+             '--xla_cpu_parallel_codegen_split_count=1']
+os.environ['XLA_FLAGS'] = ' '.join(_flags).strip()
+# Tracing makes many objects and little garbage: looking for it as often as
+# Python does by itself takes a quarter of the time.
+gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_runtest_setup(item):
@@ -29,13 +36,16 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope='module')
 def compile_once(tmp_path_factory):
-  """Models of one size have programs in common, in a module and between those
-  that ask for this; compiling takes longest."""
+  """Runs that differ in nothing that a step is traced from share its program,
+  in a module; and models of one size what of theirs is compiled alike, also
+  between modules. Tracing and compiling take longest."""
   import jax
+  import shared_steps
   place = tmp_path_factory.getbasetemp() / 'programs'
   jax.config.update('jax_compilation_cache_dir', str(place))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  yield
+  with shared_steps.built_once():
+    yield
   jax.config.update('jax_compilation_cache_dir', None)
 
 

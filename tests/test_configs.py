@@ -10,6 +10,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+import shared_steps
 
 from audio_mae_jax import bookkeeping
 from audio_mae_jax import checkpoint
@@ -85,6 +86,16 @@ def complete(config):
   return config
 
 
+def shallow(config):
+  """Two layers of each kind; further ones are traced alike."""
+  config = complete(config)
+  model = config.model
+  return dataclasses.replace(config, model=dataclasses.replace(
+      model,
+      encoder=dataclasses.replace(model.encoder, depth=2),
+      decoder=dataclasses.replace(model.decoder, depth=2)))
+
+
 def check_step(config, devices):
   """Traces a whole train step; nothing is computed."""
   program = step.build(config, steps_per_epoch=1000, devices=devices)
@@ -110,7 +121,7 @@ def check_step(config, devices):
 def test_a_recipe_traces_and_says_how_to_run_it(recipe):
   module = load(recipe)
   assert f'--config=configs/{recipe}.py' in module.__doc__
-  check_step(complete(config_lib.typed(module.get_config())),
+  check_step(shallow(config_lib.typed(module.get_config())),
              jax.devices()[:1])
 
 
@@ -119,41 +130,45 @@ def test_the_documentation_has_commands():
       page for page, _, _ in commands()}
 
 
-def shallow(config):
-  """Two layers of each kind: the recipes' own depths are traced above."""
-  config = complete(config)
-  model = config.model
-  return dataclasses.replace(config, model=dataclasses.replace(
-      model,
-      encoder=dataclasses.replace(model.encoder, depth=2),
-      decoder=dataclasses.replace(model.decoder, depth=2)))
-
-
 @functools.cache
 def check_same_step(config, num_devices):
   """Commands that differ in nothing that a step is traced from share one."""
   check_step(config, jax.devices()[:num_devices])
 
 
-@pytest.mark.parametrize(
+documented = pytest.mark.parametrize(
     'page, recipe, overrides', commands(),
     ids=lambda x: x if isinstance(x, str) else ','.join(map('='.join, x)))
-def test_a_documented_command_traces(page, recipe, overrides):
+
+
+def num_devices_for(overrides):
+  return 8 if any(name.startswith('mesh.') for name, _ in overrides) else 1
+
+
+@functools.cache
+def built(config, num_devices):
+  return step.build(config, 1000, jax.devices()[:num_devices])
+
+
+@documented
+def test_the_settings_of_a_documented_command_fit(page, recipe, overrides):
   config = shallow(overridden(recipe, overrides))
   pipeline.check(config)
   checkpoint.check(config.checkpoint)
   bookkeeping.check(config.log)
-  meshed = any(name.startswith('mesh.') for name, _ in overrides)
-  num_devices = 8 if meshed else 1
-  program = step.build(config, 1000, jax.devices()[:num_devices])
+  num_devices = num_devices_for(overrides)
+  program = built(shared_steps.traced_from(config), num_devices)
   assert program.mesh.size == num_devices
-  default = config_lib.Config()
+
+
+@pytest.mark.slow
+@documented
+def test_a_documented_command_traces(page, recipe, overrides):
+  config = shared_steps.traced_from(shallow(overridden(recipe, overrides)))
   check_same_step(dataclasses.replace(
-      config, data=config_lib.Data(clip_s=config.data.clip_s),
-      train=config_lib.Train(batch_size=64 * config.optimizer.accumulate),
-      **{name: getattr(default, name) for name in (
-          'name', 'mode', 'folds', 'workdir', 'init_from', 'probe',
-          'checkpoint', 'log')}), num_devices)
+      config, train=config_lib.Train(
+          batch_size=64 * config.optimizer.accumulate)),
+      num_devices_for(overrides))
 
 
 @pytest.mark.parametrize('page', ['README.md', *(

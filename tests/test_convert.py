@@ -271,7 +271,8 @@ MOVED = {  # what the weights were trained on -> what they are used on
 
 # A table has no codes for more; Hugging Face has no overlapping patches.
 MOVES = [
-    (case, format, positions)
+    pytest.param(case, format, positions, marks=() if (
+        format == 'official' or positions == 'table') else pytest.mark.slow)
     for case, format, positions in itertools.product(
         MOVED, ('official', 'timm', 'huggingface'),
         ('time_freq', 'released', 'table'))

@@ -55,6 +55,7 @@ def program(grid, batch, devices=1):
   return jax.jit(draw, out_shardings=NamedSharding(mesh, P('data')))
 
 
+@functools.cache
 def drawn(grid, batch=BATCH, seed=0, devices=1):
   draw = program(grid, batch, devices)
   return jax.tree.map(np.asarray, draw(jax.random.key(seed)))
