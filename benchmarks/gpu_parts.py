@@ -90,7 +90,8 @@ def attempt(name, fn, *args):
 def attention(args):
   """A step of few blocks, with each way to attend in windows."""
   for name in attention_lib.CHOICES:
-    if name != 'auto':  # it is one of the others
+    # 'auto' is one of the others.
+    if name != 'auto' and name not in attention_lib.OF_CPUS:
       yield attempt(name, _step, changed(
           args, **FEW_BLOCKS, **{'model.attention': name}))
 

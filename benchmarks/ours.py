@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import sys
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from audio_mae_jax import frontend
 from audio_mae_jax import patches as patches_lib
+from audio_mae_jax import sharding
 from audio_mae_jax import step as step_lib
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.models import classifier
@@ -78,8 +80,10 @@ def embedding(config, args):
   """Waveforms -> the mean over the tokens of each clip, nothing hidden."""
   del args
   model, grid, params = embedder(config)
+  mesh = sharding.make_mesh(
+      config.mesh, config.train.batch_size, jax.devices()[:1])
 
-  @jax.jit
+  @functools.partial(sharding.jit, mesh)
   def forward(params, audio, num_samples):
     features = frontend.features(audio, num_samples, config.frontend)
     return model.apply(

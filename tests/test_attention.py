@@ -132,20 +132,33 @@ def test_cudnn_has_its_floor_under_each_length():
     assert distance(run(name, SHIFTED, arrays=small)['value'], want) > 0.1
 
 
-@pytest.mark.parametrize('name', ['xla', 'dot_product'])
+# As they run here: cuDNN's place taken by jax's own.
+FULL_RUNS = {
+    'xla': attention.FULL['xla'],
+    'by_head': attention.FULL['by_head'],
+    'cudnn': functools.partial(
+        attention.dot_product_full, implementation='xla'),
+}
+
+
+def test_every_implementation_is_tested():
+  assert FULL_RUNS.keys() == attention.FULL.keys()
+  assert RUNS.keys() == attention.WINDOWS.keys()
+
+
+@pytest.mark.parametrize('name', FULL_RUNS)
 @pytest.mark.parametrize('tokens', [8, 9])
 def test_tokens_behind_the_length_of_a_clip_are_not_attended_to(name, tokens):
   qkv = np.random.default_rng(0).normal(size=(2, tokens, 48)).astype(np.float32)
-  run = attention.FULL['xla'] if name == 'xla' else functools.partial(
-      attention.dot_product_full, implementation='xla')
-  found = run(qkv, 2, lengths=jnp.array([5, tokens], jnp.int32))
+  found = FULL_RUNS[name](qkv, 2, lengths=jnp.array([5, tokens], jnp.int32))
   for row, clip, length in zip(found, qkv, (5, tokens)):
     np.testing.assert_allclose(
         row[:length], attention.full(clip[None, :length], 2)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize('name', ['by_head', 'cudnn'])
 @pytest.mark.parametrize('length', [16, 103])
-def test_all_tokens_are_attended_to_as_by_the_reference(length):
+def test_all_tokens_are_attended_to_as_by_the_reference(name, length):
   rng = np.random.default_rng(0)
   qkv = rng.normal(size=(2, length, 3 * 32)).astype(np.float32)
   weight = rng.normal(size=(2, length, 32)).astype(np.float32)
@@ -157,11 +170,45 @@ def test_all_tokens_are_attended_to_as_by_the_reference(length):
     return jax.tree.leaves(
         jax.jit(jax.value_and_grad(loss, has_aux=True))(qkv))
 
-  cudnn = functools.partial(attention.dot_product_full, implementation='xla')
-  for a, b in zip(value_and_gradient(cudnn),
-                  value_and_gradient(attention.FULL['xla'])):
+  for a, b in zip(value_and_gradient(FULL_RUNS[name]),
+                  value_and_gradient(FULL_RUNS['xla'])):
     assert distance(a, b) < 1e-5
 
+
+@pytest.mark.parametrize('name', ['by_head', 'cudnn'])
+def test_in_bfloat16_all_tokens_are_those_of_the_reference_rounded(name):
+  qkv = jnp.asarray(np.random.default_rng(0).normal(size=(2, 33, 96)),
+                    jnp.bfloat16)
+  found = FULL_RUNS[name](qkv, 2)
+  assert found.dtype == jnp.bfloat16
+  want = FULL_RUNS['xla'](qkv.astype(jnp.float32), 2)
+  # 8 bits: of the weights, and of the result.
+  assert distance(found.astype(jnp.float32), want) < 0.01
+
+
+def test_on_several_devices_each_goes_through_the_heads_of_its_own_clips():
+  mesh = sharding.make_mesh(config_lib.Mesh(data=4, fsdp=2), 8)
+  qkv = np.random.default_rng(0).normal(size=(8, 9, 48)).astype(np.float32)
+  lengths = np.arange(2, 10, dtype=np.int32)
+  rows = sharding.batch(mesh)
+  split = sharding.jit(
+      mesh, lambda *arrays: attention.full(arrays[0], 2, lengths=arrays[1]),
+      in_shardings=(rows, rows)).lower(qkv, lengths).compile()
+  assert not re.search('all-gather|all-to-all|permute', split.as_text())
+  np.testing.assert_allclose(
+      split(qkv, lengths), FULL_RUNS['xla'](qkv, 2, lengths), atol=1e-6)
+
+
+def test_on_a_cpu_no_head_waits_for_the_scores_of_others():
+  """Forth and back; those of all heads at once would be [3, 2, 33, 33]."""
+  mesh = sharding.make_mesh(config_lib.Mesh(), 3, jax.devices()[:1])
+  gradient = jax.grad(lambda qkv: attention.full(qkv, 2).sum())
+  qkv = jax.ShapeDtypeStruct((3, 33, 96), jnp.float32)
+  text = sharding.jit(mesh, gradient).lower(qkv).compile().as_text()
+  sizes = {tuple(map(int, x.split(',')))
+           for x in re.findall(r'f32\[([\d,]+)\]', text)}
+  assert (33, 33) in {x[-2:] for x in sizes}
+  assert max(np.prod(x) for x in sizes if x[-2:] == (33, 33)) == 33 * 33
 
 @pytest.mark.parametrize('windows, patches, together', [
     (32, 16, 8), (2, 16, 2), (6, 36, 3), (34, 36, 2), (7, 16, 7), (11, 16, 1),
@@ -256,7 +303,7 @@ def test_auto_takes_kernels_where_they_work(
 @pytest.mark.parametrize('overrides, message', [
     ({'model.attention': 'pallas'}, "model.attention='pallas' needs a GPU, and "
      "this program is for devices of platform 'cpu'. Set model.attention to "
-     'one of auto, xla, blocks.'),
+     'one of auto, xla, by_head, blocks.'),
     ({'model.attention': 'cudnn', 'model.dtype': 'bfloat16'},
      "model.attention='cudnn' needs a GPU"),
 ])

@@ -312,8 +312,8 @@ def test_in_bfloat16_only_products_and_activations_are_bfloat16():
   # contrastive loss.
   assert products.count(np.dtype('float32')) == 2 * 2 + 1
   # Embeddings and heads 4; blocks: qkv, logits, weighted sum, proj, fc1, fc2.
-  # The two of attention in windows stand there twice: once for TPUs.
-  assert products.count(np.dtype(jnp.bfloat16)) == 4 + 6 * (1 + 2) + 2 * 2
+  # Those of attention stand there twice: once for TPUs, or for CPUs.
+  assert products.count(np.dtype(jnp.bfloat16)) == 4 + (6 + 2) * (1 + 2)
 
 
 @pytest.mark.slow
@@ -564,7 +564,7 @@ def test_temperature_and_lengths_have_a_floor():
      'bfloat16.'),
     ({'model.remat': 'some'}, "model.remat='some' is not known."),
     ({'model.attention': 'pallsa'}, "model.attention='pallsa' is not known. "
-     "Did you mean 'pallas'? Known: auto, xla, blocks, cudnn, pallas,"),
+     "Did you mean 'pallas'? Known: auto, xla, by_head, blocks, cudnn,"),
     ({'patch.positions': 'learnt'}, "patch.positions='learnt' is not known."),
 ])
 def test_a_model_that_cannot_be_built_is_refused(overrides, message):

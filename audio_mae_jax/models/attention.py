@@ -101,6 +101,33 @@ def _full_xla(qkv, heads, lengths=None):
   return out.reshape(*out.shape[:2], -1)
 
 
+def _full_by_head(qkv, heads, lengths=None):
+  """One head of one clip after the other: their scores, of which all together
+  are several times what goes in and comes out, stay in a processor's cache."""
+
+  def one(head):
+    q, k, v, length = head  # [L, D / H] and a number
+    logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32)
+    if length is not None:
+      logits = jnp.where(jnp.arange(len(k)) < length, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
+    return weights.astype(v.dtype) @ v
+
+  def of_clips(qkv, lengths):
+    b, tokens, _ = qkv.shape
+    arrays = [x.swapaxes(1, 2).reshape(b * heads, tokens, -1)
+              for x in split_heads(qkv, heads)]
+    if lengths is not None:
+      lengths = jnp.repeat(lengths, heads)
+    # On the way back the scores of a head are made just before they are used.
+    out = jax.lax.map(jax.checkpoint(one), (*arrays, lengths))
+    return out.reshape(b, heads, tokens, -1).swapaxes(1, 2).reshape(
+        b, tokens, -1)
+
+  # The partitioner would have each device go through the heads of all clips.
+  return devices.split(of_clips, (qkv, lengths), ())
+
+
 def _full_cudnn(qkv, heads, lengths=None):
   _check_cudnn(qkv, heads)
   # Each device its own clips: the partitioner would hand each the lengths of
@@ -258,20 +285,22 @@ def _windows_pallas(qkv, heads, bias, tau, mask):
   return window_kernel.attend(qkv, heads, bias, tau, mask)
 
 
-FULL = {'xla': _full_xla, 'cudnn': _full_cudnn}
+FULL = {'xla': _full_xla, 'by_head': _full_by_head, 'cudnn': _full_cudnn}
 WINDOWS = {'windows': _windows_xla, 'blocks': _windows_blocks,
            'cudnn': _windows_cudnn, 'pallas': _windows_pallas}
 # What `config.model.attention` may be: a key of FULL and one of WINDOWS.
 CHOICES = {
     'auto': None,
     'xla': ('xla', 'windows'),
+    'by_head': ('by_head', 'windows'),
     'blocks': ('xla', 'blocks'),
     'cudnn': ('cudnn', 'cudnn'),
     'pallas': ('xla', 'pallas'),
     'cudnn_pallas': ('cudnn', 'pallas'),
 }
+OF_CPUS = ('by_head',)  # works elsewhere too, and very slowly
 OF_GPUS = ('cudnn', 'pallas', 'cudnn_pallas')
 # What 'auto' stands for where that is not 'xla'. It is on GPUs without kernels,
 # and for all tokens where cuDNN does not take them. docs/performance.md has
 # what was measured.
-AUTO = {'gpu': 'cudnn_pallas', 'tpu': 'blocks'}
+AUTO = {'cpu': 'by_head', 'gpu': 'cudnn_pallas', 'tpu': 'blocks'}
