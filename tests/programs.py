@@ -36,10 +36,7 @@ def traced(text: str) -> dict[str, float]:
       found['callbacks'] += times
     if x.operation in _FREE:
       continue
-    shape = x.shape
-    if x.operation == 'dynamic-update-slice':  # in its place: a loop's results
-      shape = shapes[re.findall(r'[\w.\-]+', x.rest)[1]]
-    for dtype, sizes in _SIZES.findall(shape):
+    for dtype, sizes in _SIZES.findall(x.shape):
       sizes = [int(n) for n in sizes.split(',')]
       width = {'f32': 4, 'bf16': 2}.get(dtype)
       if width:

@@ -192,23 +192,27 @@ def test_on_several_devices_each_goes_through_the_heads_of_its_own_clips():
   lengths = np.arange(2, 10, dtype=np.int32)
   rows = sharding.batch(mesh)
   split = sharding.jit(
-      mesh, lambda *arrays: attention.full(arrays[0], 2, lengths=arrays[1]),
+      mesh, lambda qkv, lengths: attention.full(qkv, 2, 'by_head', lengths),
       in_shardings=(rows, rows)).lower(qkv, lengths).compile()
   assert not re.search('all-gather|all-to-all|permute', split.as_text())
   np.testing.assert_allclose(
       split(qkv, lengths), FULL_RUNS['xla'](qkv, 2, lengths), atol=1e-6)
 
 
-def test_on_a_cpu_no_head_waits_for_the_scores_of_others():
-  """Forth and back; those of all heads at once would be [3, 2, 33, 33]."""
+@pytest.mark.parametrize('tokens, together', [(103, 1), (51, 3 * 2)])
+def test_on_a_cpu_many_tokens_have_the_scores_of_one_head_at_a_time(
+    tokens, together):
+  """Forth and back."""
   mesh = sharding.make_mesh(config_lib.Mesh(), 3, jax.devices()[:1])
   gradient = jax.grad(lambda qkv: attention.full(qkv, 2).sum())
-  qkv = jax.ShapeDtypeStruct((3, 33, 96), jnp.float32)
+  qkv = jax.ShapeDtypeStruct((3, tokens, 96), jnp.float32)
   text = sharding.jit(mesh, gradient).lower(qkv).compile().as_text()
-  sizes = {tuple(map(int, x.split(',')))
-           for x in re.findall(r'f32\[([\d,]+)\]', text)}
-  assert (33, 33) in {x[-2:] for x in sizes}
-  assert max(np.prod(x) for x in sizes if x[-2:] == (33, 33)) == 33 * 33
+  scores = [np.prod(sizes) for sizes in (
+      tuple(map(int, x.split(',')))
+      for x in re.findall(r'f32\[([\d,]+)\]', text)) if (
+          sizes[-2:] == (tokens, tokens))]
+  assert max(scores) == together * tokens**2
+
 
 @pytest.mark.parametrize('windows, patches, together', [
     (32, 16, 8), (2, 16, 2), (6, 36, 3), (34, 36, 2), (7, 16, 7), (11, 16, 1),

@@ -312,8 +312,8 @@ def test_in_bfloat16_only_products_and_activations_are_bfloat16():
   # contrastive loss.
   assert products.count(np.dtype('float32')) == 2 * 2 + 1
   # Embeddings and heads 4; blocks: qkv, logits, weighted sum, proj, fc1, fc2.
-  # Those of attention stand there twice: once for TPUs, or for CPUs.
-  assert products.count(np.dtype(jnp.bfloat16)) == 4 + (6 + 2) * (1 + 2)
+  # The two of attention in windows stand there twice: once for TPUs.
+  assert products.count(np.dtype(jnp.bfloat16)) == 4 + 6 * (1 + 2) + 2 * 2
 
 
 @pytest.mark.slow

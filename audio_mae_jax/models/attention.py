@@ -26,8 +26,9 @@ def full(qkv, heads: int, name: str = 'auto', lengths=None):
   With `lengths` int32 [B], only to the first so many of a clip's; what the
   tokens behind them get means nothing.
   """
-  if name == 'auto' and devices.platform() == 'gpu' and (
-      cudnn_refuses(qkv, heads)):
+  if name == 'auto' and (
+      cudnn_refuses(qkv, heads) if devices.platform() == 'gpu' else
+      qkv.shape[1] < _LEAST_BY_HEAD):
     name = 'xla'
   arrays = (qkv,) if lengths is None else (qkv, lengths)
   return _run(
@@ -298,9 +299,11 @@ CHOICES = {
     'pallas': ('xla', 'pallas'),
     'cudnn_pallas': ('cudnn', 'pallas'),
 }
+# Tokens: of fewer, all scores together are small, and a loop takes longer.
+_LEAST_BY_HEAD = 96
 OF_CPUS = ('by_head',)  # works elsewhere too, and very slowly
 OF_GPUS = ('cudnn', 'pallas', 'cudnn_pallas')
 # What 'auto' stands for where that is not 'xla'. It is on GPUs without kernels,
-# and for all tokens where cuDNN does not take them. docs/performance.md has
+# and for all tokens where cuDNN does not take them, or a CPU has few. docs/performance.md has
 # what was measured.
 AUTO = {'cpu': 'by_head', 'gpu': 'cudnn_pallas', 'tpu': 'blocks'}
