@@ -304,6 +304,6 @@ _LEAST_BY_HEAD = 96
 OF_CPUS = ('by_head',)  # works elsewhere too, and very slowly
 OF_GPUS = ('cudnn', 'pallas', 'cudnn_pallas')
 # What 'auto' stands for where that is not 'xla'. It is on GPUs without kernels,
-# and for all tokens where cuDNN does not take them, or a CPU has few. docs/performance.md has
-# what was measured.
+# and for all tokens where cuDNN does not take them, or a CPU has few.
+# docs/performance.md has what was measured.
 AUTO = {'cpu': 'by_head', 'gpu': 'cudnn_pallas', 'tpu': 'blocks'}
