@@ -229,6 +229,13 @@ def shapes(clips, dtype):
           window.shift_mask((64, 8), (4, 4), (2, 0)))
 
 
+def mesh_of(device_kind, platform):
+  """One device of this kind, which need not be there."""
+  return jax.sharding.AbstractMesh(
+      (1, 1), ('data', 'fsdp'), abstract_device=jax.sharding.AbstractDevice(
+          device_kind=device_kind, num_cores=None, platform=platform))
+
+
 def test_the_kernel_is_lowered_for_gpus_at_the_released_size():
   *arrays, mask = shapes(512, jnp.bfloat16)
 
@@ -236,8 +243,9 @@ def test_the_kernel_is_lowered_for_gpus_at_the_released_size():
     y = attention.windows(qkv, 16, bias, tau, mask, 'pallas')
     return jnp.square(y.astype(jnp.float32)).sum()
 
-  lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays).lower(
-      lowering_platforms=('cuda',))
+  with jax.sharding.use_abstract_mesh(mesh_of('NVIDIA H100', 'gpu')):
+    lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays).lower(
+        lowering_platforms=('cuda',))
   text = lowered.as_text()
   calls = [line for line in text.splitlines() if '__gpu$xla.gpu.tri' in line]
   assert len(calls) == 2, len(calls)
@@ -268,11 +276,8 @@ def test_on_several_devices_the_kernel_works_on_the_clips_of_each():
 @pytest.mark.parametrize('platform, together', [
     ('tpu', 8), ('gpu', 0), ('cpu', 1)])
 def test_the_platform_is_that_of_the_devices_made_known(platform, together):
-  mesh = jax.sharding.AbstractMesh(
-      (1, 1), ('data', 'fsdp'), abstract_device=jax.sharding.AbstractDevice(
-          device_kind='NVIDIA H200', num_cores=None, platform=platform))
   *arrays, mask = shapes(2, jnp.float32)
-  with jax.sharding.use_abstract_mesh(mesh):
+  with jax.sharding.use_abstract_mesh(mesh_of('NVIDIA H200', platform)):
     text = str(jax.make_jaxpr(
         lambda *args: attention.windows(args[0], 16, *args[1:], mask))(*arrays))
   assert ('pallas_call' in text) == (platform == 'gpu')
@@ -293,13 +298,12 @@ def test_auto_takes_kernels_where_they_work(
   monkeypatch.setitem(attention.FULL, 'cudnn', lambda qkv, heads: None)
   monkeypatch.setattr(jax, 'local_devices', lambda: [types.SimpleNamespace(
       device_kind=kind, compute_capability=capability)])
-  mesh = jax.sharding.AbstractMesh(
-      (1, 1), ('data', 'fsdp'), abstract_device=jax.sharding.AbstractDevice(
-          device_kind=kind, num_cores=None, platform='gpu'))
-  with jax.sharding.use_abstract_mesh(mesh):
-    found = attention.full(jnp.zeros((2, 16, 96), dtype), 2)
-    norm = str(jax.make_jaxpr(pointwise.layer_norm)(
-        jnp.zeros((2, 64), dtype), jnp.ones(64), jnp.zeros(64)))
+  qkv, x = (jax.ShapeDtypeStruct(sizes, dtype) for sizes in (
+      (2, 16, 96), (2, 64)))
+  scale = jax.ShapeDtypeStruct((64,), jnp.float32)
+  with jax.sharding.use_abstract_mesh(mesh_of(kind, 'gpu')):
+    found = jax.eval_shape(lambda qkv: attention.full(qkv, 2), qkv)
+    norm = str(jax.make_jaxpr(pointwise.layer_norm)(x, scale, scale))
   assert (found is None) == fused
   assert ('pallas_call' in norm) == (capability == '9.0')
 
