@@ -8,6 +8,7 @@ so do all commands that use a trained model.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -69,6 +70,13 @@ class Weights:
 
 def shapes(config: config_lib.Config) -> dict[str, jax.ShapeDtypeStruct]:
   """Names and shapes of all parameters of the model that `config` describes."""
+  # Attention has no parameters of its own: one form is traced, for all.
+  return dict(_shapes(dataclasses.replace(
+      config, model=dataclasses.replace(config.model, attention='xla'))))
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(config):
   # Of the model alone: no task trains a classifier without a head.
   grid = grid_of(config)
   n, p = grid[0] * grid[1], int(np.prod(config.patch.size))

@@ -14,8 +14,11 @@ from audio_mae_jax import record
 
 ROOT = pathlib.Path(__file__).parents[1]
 MAIN = 'audio_mae_jax.main'
-# One device a process: XLA's threads on few cores starve with more.
-_ENV = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'NPROC': '16',
+# One device a process: XLA's threads on few cores starve with more. Compiled as
+# quickly as what the tests themselves compile (conftest.py).
+_ENV = {'JAX_PLATFORMS': 'cpu', 'NPROC': '16',
+        'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') +
+                     ' --xla_force_host_platform_device_count=1',
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 # A leaf of 1 MiB, so that fsdp has something to split.
 PRETRAIN = {

@@ -3,9 +3,13 @@
 import json
 import re
 
+import jax
 import numpy as np
 import processes
 import pytest
+import tiny
+
+from audio_mae_jax import train
 
 LAST = processes.PRETRAIN['train.steps']
 # Sums over devices come in another order: float32 reassociates. Over 20 steps
@@ -40,9 +44,10 @@ def test_two_processes_train_as_one(cache, tmp_path):
   """The one that every run of the tests has: FSDP, evaluation, a checkpoint."""
   settings = processes.PRETRAIN | {
       'train.steps': 4, 'log.eval_every_steps': 4, 'checkpoint.every_steps': 4}
+  train.train(
+      tiny.config(settings, {'workdir': str(tmp_path / 'one')}),
+      devices=jax.devices()[:1])
   file = recipe(tmp_path / 'recipe', settings)
-  with processes.Run(file, tmp_path / 'one', cache=cache) as run:
-    run.finish()
   with processes.Run(file, tmp_path / 'two', '--config.mesh.fsdp=2',
                      cache=cache, count=2) as run:
     run.finish()
