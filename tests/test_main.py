@@ -18,28 +18,33 @@ def unreadable(tmp_path):
   return str(tmp_path / 'audio')
 
 
+SMALL = [f'--config.model.{part}.{size}' for part in ('encoder', 'decoder')
+         for size in ('width=16', 'depth=1', 'heads=2')]
+LATER = [
+    (('--config=configs/pretrain_folder.py',
+      '--config.data.train.path={unreadable}',
+      '--config.workdir={place}/run'), 'No readable file'),
+    (('--config=configs/quickstart.py', '--config.data.resample=error',
+      '--config.frontend.sample_rate_hz=8000', '--config.probe.online=()',
+      '--config.workdir={place}/run'), "config.data.resample='error' refuses"),
+    # test_train.py has it in its own process.
+    pytest.param(
+        ('--config=configs/quickstart.py', '--config.workdir={place}/file/run'),
+        'Cannot write in work', marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(
+    'arguments, expected', LATER,
+    ids=lambda x: x if isinstance(x, str) else None)
 def test_errors_of_other_threads_and_later_phases_are_one_message_too(
-    unreadable, tmp_path):
+    arguments, expected, unreadable, tmp_path):
   (tmp_path / 'file').write_text('in the way')
-  small = [f'--config.model.{part}.{size}' for part in ('encoder', 'decoder')
-           for size in ('width=16', 'depth=1', 'heads=2')]
-  for arguments, expected in (
-      (('--config=configs/pretrain_folder.py', '--config.train.batch_size=8',
-        f'--config.data.train.path={unreadable}', *small), 'No readable file'),
-      (('--config=configs/quickstart.py', '--config.train.batch_size=8',
-        f'--config.workdir={tmp_path}/file/run', *small),
-       'Cannot write in work'),
-      (('--config=configs/quickstart.py', '--config.train.batch_size=8',
-        '--config.data.resample=error', '--config.frontend.sample_rate_hz=8000',
-        '--config.probe.online=()',
-        f'--config.workdir={tmp_path}/rate', *small),
-       "config.data.resample='error' refuses")):
-    if not any('workdir' in x for x in arguments):
-      arguments += (f'--config.workdir={tmp_path}/run',)
-    done = call(*arguments)
-    assert done.returncode == 1, done.stderr
-    assert expected in done.stderr
-    assert 'error: ' in done.stderr and 'Traceback' not in done.stderr
+  done = call(*(x.format(unreadable=unreadable, place=tmp_path)
+                for x in arguments), '--config.train.batch_size=8', *SMALL)
+  assert done.returncode == 1, done.stderr
+  assert expected in done.stderr
+  assert 'error: ' in done.stderr and 'Traceback' not in done.stderr
 
 
 def call(*arguments, **environment):
