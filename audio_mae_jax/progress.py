@@ -157,6 +157,14 @@ def _bar(total, initial, stream):
                  '[{elapsed}{postfix}]')
 
 
+def clips(total: int):
+  """A bar that counts clips on stderr; in a log, a state a minute."""
+  import tqdm
+  seldom = {} if sys.stderr.isatty() else dict(
+      delay=60, mininterval=60, ascii=True)
+  return tqdm.tqdm(total=total, unit='clip', miniters=1, **seldom)
+
+
 def _duration(seconds):
   """93784 -> '1d 2:03:04'; 184 -> '3:04'."""
   minutes, seconds = divmod(int(seconds + 0.5), 60)

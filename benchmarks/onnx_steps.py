@@ -23,6 +23,8 @@ def main(argv):
   parser.set_defaults(task='embedding')
   work.add_flags(parser)
   args = parser.parse_args(argv)
+  if args.dtype != 'float32':
+    parser.error(f'--dtype={args.dtype}: exported files compute in float32.')
   worker.limit(args.threads)
   config = work.config(args)
   session = session_of(config, args)
@@ -49,8 +51,9 @@ def session_of(config, args) -> onnxruntime.InferenceSession:
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder, 'model.onnx')
     onnx.save(onnx_graph.build(program, {}), file)
-    return onnxruntime.InferenceSession(
-        file, settings, providers=onnxruntime.get_available_providers())
+    return onnxruntime.InferenceSession(file, settings, providers=(
+        ['CPUExecutionProvider'] if args.device == 'cpu' else
+        onnxruntime.get_available_providers()))
 
 
 if __name__ == '__main__':

@@ -37,6 +37,17 @@ def write_words(home, words, valid, test, noise_s=0):
   tone(home / '_background_noise_/hum.wav', noise_s or 0.1)
 
 
+def write_speech_commands_v1(root):
+  """Six clips of other words, ten windows of noise, two keywords."""
+  home = root / 'speech_commands_v1'
+  unknown = [f'cat/{i}.wav' for i in range(5)] + ['dog/a.wav']
+  write_words(home / 'speech_commands_v0.01',
+              [*unknown, 'yes/a.wav', 'yes/b.wav', 'go/a.wav', 'go/t.wav'],
+              ['yes/b.wav'], ['go/t.wav'], noise_s=11.5)
+  for label in ('yes', '_unknown_', '_silence_'):
+    tone(home / f'speech_commands_test_set_v0.01/{label}/t.wav')
+
+
 def write_audioset(root):
   home = root / 'audioset'
   text(home / 'class_labels_indices.csv',

@@ -23,6 +23,7 @@ _ENV = {'JAX_PLATFORMS': 'cpu', 'NPROC': '16',
 # A leaf of 1 MiB, so that fsdp has something to split.
 PRETRAIN = {
     'frontend.num_frames': 64, 'patch.size': (8, 16),
+    'augment.gain_concentration': 0.0,  # a second to compile
     'model.encoder.width': 256, 'model.encoder.depth': 1,
     'model.encoder.heads': 2, 'model.decoder.width': 16,
     'model.decoder.depth': 2, 'model.decoder.heads': 2,

@@ -144,8 +144,11 @@ def test_every_comparison_runs(command, tmp_path):
   result = json.loads(output.read_text())
   assert '|---|' in done.stdout
   if name == 'gpu':
-    assert not any('error' in part for part in result.values())
+    parts = {name: result[name] for name in gpu.ALL}
+    parts.pop('attention')  # has forms that need a GPU
+    assert all(gpu.whole(part) for part in parts.values()), parts
     assert {'WAV', 'records'} < set(result['input'])
+    assert not gpu.failed(result['attention']['xla'])
   else:
     assert all(x['wall_s'] > 0 for side in result['rounds'].values()
                for x in side)

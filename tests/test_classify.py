@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures('compile_once')
 
 CLASSES, SAMPLES = 6, 10480
 SETTINGS = tiny.MODEL | {
+    'augment.gain_concentration': 10.0,
     'task': 'classify', 'model.classifier.num_classes': CLASSES,
     'model.encoder.drop_path': 0.5, 'model.encoder.depth': 2,
     'mask.name': 'time_freq', 'mask.time_ratio': 0.3, 'mask.freq_ratio': 0.3,

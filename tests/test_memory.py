@@ -10,7 +10,8 @@ from audio_mae_jax import tasks
 
 WIDTH, DEPTH = 64, 6
 SIZES = tiny.MODEL | {
-    'model.dtype': 'bfloat16', 'model.encoder.width': WIDTH,
+    'model.dtype': 'bfloat16', 'model.attention': 'xla',
+    'model.encoder.width': WIDTH,
     'model.encoder.depth': DEPTH, 'model.decoder.width': WIDTH,
     'model.decoder.depth': DEPTH}
 # In widths, of each token: what qkv reads and gives, what attention gives, what

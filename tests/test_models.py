@@ -55,6 +55,7 @@ COUNTS = {
 def paper(variant, decoder):
   """The paper's configuration with another encoder and decoder."""
   return tiny.config({
+      'model.attention': 'xla',  # has no parameters, and one form is traced
       'model.encoder.variant': variant, 'model.decoder.name': decoder,
       **{f'model.decoder.{k}': v for k, v in DEPTHS[decoder].items()}})
 

@@ -112,18 +112,12 @@ def test_speech_commands_2_has_its_lists(tmp_path, capsys):
 
 
 def test_speech_commands_1_has_12_balanced_classes(tmp_path):
-  home = tmp_path / 'speech_commands_v1'
-  unknown = [f'cat/{i}.wav' for i in range(5)] + ['dog/a.wav']
-  miniatures.write_words(home / 'speech_commands_v0.01',
-              [*unknown, 'yes/a.wav', 'yes/b.wav', 'go/a.wav', 'go/t.wav'],
-              ['yes/b.wav'], ['go/t.wav'], noise_s=11.5)
-  for label in ('yes', '_unknown_', '_silence_'):
-    miniatures.tone(home / f'speech_commands_test_set_v0.01/{label}/t.wav')
+  miniatures.write_speech_commands_v1(tmp_path)
   report, folder = run(tmp_path, 'speech_commands_v1')
   source, train = clips(tmp_path, folder, split='train')
   assert source.class_names[9:] == ['go', '_silence_', '_unknown_']
   labels = [label for _, label in train]
-  # Six clips of other words, ten windows of noise: three of each are wanted.
+  # Half as many of each as of other words are wanted.
   assert {name: labels.count(name) for name in set(labels)} == {
       '_unknown_': 6, '_silence_': 10, 'yes': 3, 'go': 3}
   silence = [source[i] for i in range(len(source))

@@ -43,6 +43,8 @@ SETS = {  # how it is written, {split of Beam: selection of the records}
         'balanced': dict(split='balanced'), 'eval': dict(split='eval')}),
     'esc50': (miniatures.write_esc50, {
         'fold_1': dict(folds='1'), 'fold_2': dict(folds='2')}),
+    'speech_commands_v1': (miniatures.write_speech_commands_v1, {
+        name: dict(split=name) for name in ('train', 'valid', 'test')}),
     'speech_commands_v2': (write_words, {
         name: dict(split=name) for name in ('train', 'valid', 'test')}),
     'voxceleb1': (miniatures.write_voxceleb1, {
@@ -50,10 +52,15 @@ SETS = {  # how it is written, {split of Beam: selection of the records}
 }
 
 
-@pytest.mark.parametrize('name', [
-    'audioset', *(pytest.param(name, marks=pytest.mark.slow)
-                  for name in SETS if name != 'audioset')])
-def test_beam_makes_the_same_clips(tmp_path, capsys, name):
+PROCESSES = ('--direct_num_workers=2', '--direct_running_mode=multi_processing')
+
+
+@pytest.mark.parametrize('name, options', [
+    ('audioset', ()), *(pytest.param(name, (), marks=pytest.mark.slow)
+                        for name in SETS if name != 'audioset'),
+    pytest.param('esc50', PROCESSES, marks=pytest.mark.slow)],
+    ids=lambda x: x if isinstance(x, str) else ' '.join(x))
+def test_beam_makes_the_same_clips(tmp_path, capsys, name, options):
   write, splits = SETS[name]
   write(tmp_path)
   tables = ([] if name in ('voxceleb1', 'speech_commands_v2') else
@@ -64,7 +71,8 @@ def test_beam_makes_the_same_clips(tmp_path, capsys, name):
                 str(tmp_path / 'records')])
   capsys.readouterr()
   command.main(['beam', name, '--root', str(tmp_path), '--output',
-                str(tmp_path / 'tfds'), '--', '--runner=DirectRunner'])
+                str(tmp_path / 'tfds'), '--', '--runner=DirectRunner',
+                *options])
   assert 'tensorflow' not in sys.modules
   said = capsys.readouterr().out
   place = tmp_path / 'tfds' / name / '1.0.0'

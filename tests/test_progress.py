@@ -170,3 +170,24 @@ def test_a_clock_that_stands_still_is_no_speed(clock):
     (93784, '1d 2:03:04')])
 def test_durations_are_read_at_a_glance(seconds, text):
   assert progress._duration(seconds) == text
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_clips_are_counted_on_a_terminal_and_seldom_in_a_log(
+    terminal, monkeypatch):
+  stream = io.StringIO()
+  monkeypatch.setattr(stream, 'isatty', lambda: terminal, raising=False)
+  monkeypatch.setattr('sys.stderr', stream)
+  shown = lambda: stream.getvalue().count('%|')
+  with progress.clips(100) as bar:
+    assert shown() == terminal
+    bar.update(10)
+    for minute in (1, 2):
+      bar.start_t -= 61
+      bar.last_print_t -= 61
+      bar.update(20)
+      assert shown() == minute + terminal
+      bar.update(1)  # too soon to be shown
+      assert shown() == minute + terminal
+  assert ' 30/100 ' in stream.getvalue()
+  assert ' 51/100 ' in stream.getvalue()

@@ -18,6 +18,7 @@ from audio_mae_jax import trees
 STEPS = 3
 SAMPLES = 10480  # 64 frames
 SETTINGS = tiny.MODEL | {
+    'augment.gain_concentration': 10.0,
     # Its MLP has leaves of 1 MiB, which 'fsdp' splits.
     'model.encoder.width': 256,
     # Micro-batches draw dropout of their own. (test_train.py has it on a mesh.)

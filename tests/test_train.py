@@ -35,6 +35,7 @@ def tiny(workdir, **overrides):
   c = config_lib.default()
   c.workdir = str(workdir)
   c.frontend.num_frames = 64
+  c.augment.gain_concentration = 0.0  # a second to compile
   c.model.encoder.update(width=24, depth=1, heads=2)
   c.model.decoder.update(width=16, depth=2, heads=2)
   c.data.train = dict(name='synthetic', num_clips=16)

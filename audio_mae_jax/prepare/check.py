@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import soundfile
-import tqdm
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import frontend
+from audio_mae_jax import progress
 from audio_mae_jax.data import audio_io
 from audio_mae_jax.data import manifests
 from audio_mae_jax.data import recordings
@@ -40,7 +40,7 @@ def clips(rows: list[manifests.Row], decode: bool
   good, bad = {}, {}
   rows = list(dict.fromkeys(rows))
   with (concurrent.futures.ThreadPoolExecutor(_THREADS) as pool,
-        tqdm.tqdm(total=len(rows), unit='clip', disable=None) as bar):
+        progress.clips(len(rows)) as bar):
     for start in range(0, len(rows), _BLOCK):
       block = rows[start:start + _BLOCK]
       results = pool.map(lambda row: _open(row, decode), block)

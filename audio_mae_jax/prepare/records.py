@@ -14,9 +14,8 @@ import hashlib
 import json
 import os
 
-import tqdm
-
 from audio_mae_jax import config as config_lib
+from audio_mae_jax import progress
 from audio_mae_jax import storage
 from audio_mae_jax.data import files
 from audio_mae_jax.data import records as records_lib
@@ -140,7 +139,7 @@ def _shards(source, clips, output, settings, num_threads):
   size = settings.clips_per_shard
   parts = [clips[i:i + size] for i in range(0, len(clips), size)]
   written = {}
-  with tqdm.tqdm(total=len(clips), unit='clip', disable=None) as bar:
+  with progress.clips(len(clips)) as bar:
     for k, part in enumerate(parts):
       name = f'clips-{k:05d}-of-{len(parts):05d}.array_record'
       path = os.path.join(output, name)
