@@ -11,7 +11,7 @@ from audio_mae_jax import tasks
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'performance.md'
 ROWS = re.findall(
-    r'^\| `(\w+)` \| .* \| ([\d.]+) \| (\d+) % \| (?:[\d.]+|-) \|$',
+    r'^\| `(\w+)` \| .* \| ([\d.]+) \| (\d+) % \| \d+ % \| (?:[\d.]+|-) \|$',
     PAGE.read_text(), re.M)
 
 
