@@ -57,18 +57,18 @@ def call(*arguments, **environment):
 
 MISTAKES = [
     ((), 'Give a recipe: --config=configs/quickstart.py'),
-    (('--config=configs/quickstart.py', 'train'), 'Unexpected argument'),
     (('--config=configs/quickstart.py', '--config.train.batchsize=4'),
      'batch_size'),
     (('--config=configs/no_such.py',),
      f'There is no recipe configs/no_such.py in {ROOT}. There are configs/'),
-    (('--config=configs/pretrain_folder.py',
-      '--config.data.train.path=/nowhere/at/all'), 'No folder /nowhere/at/all'),
     (('--config=configs/quickstart.py', '--config.train.batch_size=30'),
      'cannot be split over 8 devices'),
 ]
 # The same ways out, and each is two seconds of imports.
 MORE_MISTAKES = [
+    (('--config=configs/quickstart.py', 'train'), 'Unexpected argument'),
+    (('--config=configs/pretrain_folder.py',
+      '--config.data.train.path=/nowhere/at/all'), 'No folder /nowhere/at/all'),
     (('--config=configs/quickstart.py', '--config.train.batch_size=many'),
      'batch_size'),
     (('--config=configs/pretrain_as2m.py',), 'AUDIO_MAE_DATA'),

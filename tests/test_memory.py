@@ -49,7 +49,8 @@ def test_products_and_what_they_read_are_kept_and_nothing_wider(decoder):
   assert want < each < 1.08 * want
 
 
-@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('scan', [
+    pytest.param(False, marks=pytest.mark.slow), True])
 def test_of_what_is_recomputed_the_products_are_kept_if_asked(scan):
   """`dots`: what qkv, proj, fc1 and fc2 give, beside the input of each block;
   `full`: the input alone."""

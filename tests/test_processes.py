@@ -43,6 +43,7 @@ def assert_same_losses(found, expected):
 def test_two_processes_train_as_one(cache, tmp_path):
   """The one that every run of the tests has: FSDP, evaluation, a checkpoint."""
   settings = processes.PRETRAIN | {
+      'model.decoder.name': 'global', 'model.decoder.depth': 1,
       'train.steps': 4, 'log.eval_every_steps': 4, 'checkpoint.every_steps': 4}
   train.train(
       tiny.config(settings, {'workdir': str(tmp_path / 'one')}),
