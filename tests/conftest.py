@@ -27,11 +27,6 @@ os.environ['XLA_FLAGS'] = ' '.join(_flags).strip()
 gc.set_threshold(100_000, 50, 100)
 
 
-def pytest_sessionfinish():
-  # pytest and Python look through all that is there several times at the end.
-  gc.freeze()
-
-
 def pytest_runtest_setup(item):
   if item.get_closest_marker('gpu'):
     import jax
