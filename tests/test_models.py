@@ -227,6 +227,23 @@ def test_scanning_and_recomputing_layers_change_no_value(settings):
         err_msg=name)
 
 
+def test_each_block_starts_as_it_would_alone():
+  """Blocks that are alike are drawn at once, each by a key of its own."""
+  block = lambda i: layers.Block(2, (2.0, 3.0)[i % 2], jnp.dtype('float32'),
+                                 parent=None)
+  stack, x = layers.Stack(block, DEPTH, period=2), jnp.zeros((1, 4, 8))
+  found = stack.init(jax.random.key(3), x)['params']
+  keys = stack.apply({}, rngs={'params': jax.random.key(3)}, method=lambda m: [
+      m.make_rng('params') for _ in range(DEPTH)])
+  assert list(found) == [f'{i:02d}' for i in range(DEPTH)]
+  for i, key in enumerate(keys):
+    want = trees.flatten(block(i).init(key, x, train=False)['params'])
+    own = trees.flatten(found[f'{i:02d}'])
+    assert own.keys() == want.keys()
+    for name in want:
+      np.testing.assert_allclose(own[name], want[name], rtol=1e-6)
+
+
 def has_a_block(jaxpr):
   """Its four products at the least; parts of it are recomputed always."""
   inner = getattr(jaxpr, 'jaxpr', jaxpr)

@@ -37,7 +37,7 @@ def tiny(workdir, **overrides):
   c.frontend.num_frames = 64
   c.augment.gain_concentration = 0.0  # a second to compile
   c.model.encoder.update(width=24, depth=1, heads=2)
-  c.model.decoder.update(name='global', width=16, depth=1, heads=2)
+  c.model.decoder.update(width=16, depth=2, heads=2)
   c.data.train = dict(name='synthetic', num_clips=16)
   c.data.clip_s = 0.7
   c.data.num_threads = 1
