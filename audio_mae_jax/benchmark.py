@@ -164,6 +164,24 @@ def _work(x):
       f'product\'s {x["dense_tflops"]:.4g}'))]
 
 
+def _breakdown(x):
+  lines = [('by part', (
+      f'{"":32}{"time":>9}{"share":>7}{"products":>10}{"GFLOP":>9}{"GB":>8}'
+      f'{"GFLOP/s":>9}{"GB/s":>7}'))]
+  share = lambda seconds: f'{seconds / x["step_s"]:.1%}'
+  for name, y in x['parts'].items():
+    rates = ('', '') if not y['time_s'] else (
+        f'{y[key] / y["time_s"] / 1e9:.4g}' for key in ('flops', 'bytes'))
+    flops_rate, bytes_rate = rates
+    lines.append(('', (
+        f'{name:32}{_time(y["time_s"]):>9}{share(y["time_s"]):>7}'
+        f'{share(y["products_s"]):>10}{y["flops"] / 1e9:>9.4g}'
+        f'{y["bytes"] / 1e9:>8.3g}{flops_rate:>9}{bytes_rate:>7}')))
+  idle = x['step_s'] - x['busy_s']
+  return lines + [('', (
+      f'{"nothing at work":32}{_time(idle):>9}{share(idle):>7}'))]
+
+
 def _compiler(x):
   temp, arguments, output, alias = (
       _bytes(x[f'{name}_bytes_per_device'])
@@ -266,7 +284,8 @@ def _bytes(number):
 
 _LINES = {
     'start': _start, 'step': _step, 'throughput': _throughput, 'work': _work,
-    'compiler': _compiler, 'prepare': _prepare, 'input': _input, 'fed': _fed,
+    'compiler': _compiler, 'breakdown': _breakdown, 'prepare': _prepare,
+    'input': _input, 'fed': _fed,
     'embed': _embed, 'memory_peak': _memory, 'memory': _device_memory,
     'collectives': _collectives, 'compiled': _compiled,
     'projection': _projection}

@@ -23,6 +23,14 @@ _ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 _CALLED = re.compile(
     r'\b(?:calls|to_apply|body|condition|true_computation|false_computation)='
     r'%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}')
+# What these call runs as instructions of their own; others call what is a part
+# of them, as a fusion and a sum do.
+_BRINGS = ('call', 'while', 'conditional', 'async-start')
+# Read and write nothing, or only what they call does.
+_FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
+         'after-all', 'partition-id', 'replica-id', *_BRINGS)
+_PRODUCTS = ('dot', 'convolution')
+_SLICES = ('slice', 'dynamic-slice', 'gather')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,27 +56,79 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
   return computations, entry
 
 
-def executed(text: str) -> Iterator[tuple[float, Instruction, dict[str, str]]]:
-  """(times, instruction, shapes by name) for all that a call of it runs.
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """An instruction, in one place that a call of a program comes to."""
+  instruction: Instruction
+  times: float  # how often: of all loops around it, the product of their trips
+  scope: str  # names that the code gave to it and to what calls it
+  shapes: dict[str, str]  # of its neighbours, by name
 
-  `times` is how often: of all loops around it, the product of their trip
-  counts. A loop whose trip count cannot be read counts once: `unknown_loops`.
+
+def executed(text: str, whole: bool = False) -> Iterator[Run]:
+  """All that a call of the program runs.
+
+  With `whole`, what a device starts: fusions, not what is in them. A loop whose
+  trip count cannot be read counts once: `unknown_loops`.
   """
   computations, entry = parse(text)
 
-  def walk(name, times):
+  def walk(name, times, scope):
     body = computations.get(name, [])
     shapes = {x.name: x.shape for x in body}
     for x in body:
-      yield times, x, shapes
+      own = f'{scope}/{_scope(x)}'
+      yield Run(x, times, own, shapes)
+      if whole and x.operation not in _BRINGS:
+        continue
       inner = times
       if x.operation == 'while':
         inner *= _trip_count(x, computations) or 1
-      for one, several in _CALLED.findall(x.rest):
-        for callee in [one] if one else re.findall(r'[\w.\-]+', several):
-          yield from walk(callee, inner)
+      for callee in _called(x):
+        yield from walk(callee, inner, own)
 
-  yield from walk(entry, 1.0)
+  yield from walk(entry, 1.0, '')
+
+
+def _called(x):
+  return [name for one, several in _CALLED.findall(x.rest)
+          for name in ([one] if one else re.findall(r'[\w.\-]+', several))]
+
+
+def _scope(x):
+  found = re.search(r'op_name="([^"]*)"', x.rest)
+  return found[1] if found else ''
+
+
+def scopes(computations: dict[str, list[Instruction]]) -> dict[str, str]:
+  """The name in the code of each instruction. One that has none, as a copy, has
+  that of what is in it, of what it reads, or of what reads it."""
+  found = {x.name: _scope(x) for body in computations.values() for x in body}
+  named = lambda names: next((found[n] for n in names if found.get(n)), '')
+  for body in computations.values():  # what is called stands before
+    for x in body:
+      inside = [y.name for callee in _called(x)
+                for y in reversed(computations.get(callee, []))]
+      found[x.name] = found[x.name] or named(inside + _operands(x))
+    for x in reversed(body):
+      for operand in _operands(x):
+        if not found.get(operand, 'unknown'):
+          found[operand] = found[x.name]
+  return found
+
+
+def is_product(x: Instruction, computations) -> bool:
+  """Whether it is, or has in it, a product of matrices or a convolution."""
+  return (x.operation in _PRODUCTS
+          or bool(re.search(r'custom_call_target="[^"]*(gemm|matmul|conv)',
+                            x.rest, re.I))
+          or any(is_product(y, computations) for callee in _called(x)
+                 for y in computations.get(callee, [])))
+
+
+def _operands(x):
+  listed = re.sub(r'/\*.*?\*/', '', re.split(r'\)(?:,|$)', x.rest)[0])
+  return re.findall(r'%?([\w.\-]+)', listed)
 
 
 def unknown_loops(text: str) -> int:
@@ -105,6 +165,67 @@ def num_bytes(shape: str) -> int:
   return total
 
 
+def flops(run: Run) -> float:
+  """Of all runs of a product of matrices or a convolution: a multiply and an
+  add as two, padding included; 0 of anything else."""
+  x = run.instruction
+  if x.operation not in _PRODUCTS:
+    return 0.0
+  left, right = (_sizes(run.shapes[name]) for name in _operands(x)[:2])
+  if x.operation == 'dot':
+    summed = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', x.rest)[1]
+    each = math.prod(left[int(i)] for i in summed.split(',') if i)
+  else:  # all of the kernel but the axis of what it gives
+    kernel = re.search(r'dim_labels=\w+_(\w+)->', x.rest)[1]
+    each = math.prod(right) // right[kernel.index('o')]
+  return run.times * 2 * math.prod(_sizes(x.shape)) * each
+
+
+def _sizes(shape):
+  return [int(n) for n in _ARRAY.search(shape)[3].split(',') if n]
+
+
+def moved(run: Run, computations: dict[str, list[Instruction]]) -> float:
+  """Bytes that all runs of it read and write, as if nothing stayed in a cache.
+
+  Args:
+    run: of `executed(text, whole=True)`.
+    computations: of `parse(text)`.
+  """
+  x = run.instruction
+  if x.operation in _FREE or x.operation.endswith('-done'):
+    return 0.0
+  body, operands = [x], _operands(x)
+  names = dict(enumerate(operands))
+  if x.operation == 'fusion':
+    body = computations[_called(x)[0]]
+    names = {int(y.rest.split(')')[0]): y.name for y in body
+             if y.operation == 'parameter'}
+  shapes = run.shapes | {y.name: y.shape for y in body}
+  read = sum(_read(body, names.get(i), num_bytes(shapes.get(operand, '')))
+             for i, operand in enumerate(operands))
+  last = body[-1]
+  written = x.shape
+  if last.operation == 'dynamic-update-slice':  # in place
+    written = shapes.get(_operands(last)[1], '')
+  return run.times * (read + num_bytes(written))
+
+
+def _read(body, name, size):
+  """Of `size` bytes, those that `body` reads under `name`."""
+  total = 0
+  for y in body:
+    operands = _operands(y)
+    if name not in operands:
+      continue
+    first = operands[0] == name
+    if first and y.operation in _SLICES:
+      total += num_bytes(y.shape)
+    elif not first or y.operation != 'dynamic-update-slice':
+      return size
+  return min(size, total)
+
+
 def collectives(text: str) -> dict[str, dict[str, float]]:
   """By kind, its 'count' and 'bytes' of one call, each on one device.
 
@@ -113,17 +234,18 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
   meanwhile: those have one channel, and count once.
   """
   runs = {}
-  for times, x, shapes in executed(text):
+  for run in executed(text):
+    x = run.instruction
     kind = x.operation.removesuffix('-done')
     if kind not in COLLECTIVES:  # a '-start' is its '-done'
       continue
     size = num_bytes(x.shape)
     if kind == 'reduce-scatter':
-      operands = re.findall(r'%?([\w.\-]+)', x.rest.split('),')[0])
-      size = max(size, sum(num_bytes(shapes.get(n, '')) for n in operands))
+      size = max(
+          size, sum(num_bytes(run.shapes.get(n, '')) for n in _operands(x)))
     channel = re.search(r'\bchannel_id=(\d+)', x.rest)
     key = kind, channel[1] if channel else len(runs)
-    runs[key] = max(runs.get(key, (0.0, 0)), (times, size))
+    runs[key] = max(runs.get(key, (0.0, 0)), (run.times, size))
   found = {}
   for (kind, _), (times, size) in runs.items():
     entry = found.setdefault(kind, {'count': 0.0, 'bytes': 0.0})
@@ -136,9 +258,10 @@ def cycles(text: str) -> float | None:
   """The TPU compiler's estimate for one call on one device, without what its
   collectives take; None where the compiler gives none."""
   total, found = 0.0, False
-  for times, x, _ in executed(text):
-    estimate = re.search(r'"estimated_cycles":"(\d+)"', x.rest)
+  for run in executed(text):
+    estimate = re.search(
+        r'"estimated_cycles":"(\d+)"', run.instruction.rest)
     if estimate:
       found = True
-      total += times * int(estimate[1])
+      total += run.times * int(estimate[1])
   return total if found else None

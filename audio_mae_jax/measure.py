@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audio_mae_jax import breakdown
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import flops
 from audio_mae_jax import registry
@@ -38,6 +39,7 @@ PARTS = {
     'all': 'everything',
     'step': 'only the step, on a resident batch',
     'input': 'only the input pipeline',
+    'breakdown': 'where the time of a step goes, by its parts',
     'embed': 'no training: the encoder embeds clips, with --windows at once',
 }
 # The square product that shows what a device can do: its side, and how many in
@@ -79,7 +81,7 @@ def measure(config: config_lib.Config, options: Options) -> dict:
       'flops_per_clip': program.task.flops()}
   if options.part != 'input':
     result |= _measure_step(config, options, program, split)
-  if options.part != 'step' and options.input != 'resident':
+  if options.part in ('all', 'input') and options.input != 'resident':
     result['input'] = _measure_input(config, options, program, split)
   result['setup']['bad_files'] = split.report.count
   result['memory_peak'] = memory_peak(program.mesh.local_devices)
@@ -130,6 +132,10 @@ def _measure_step(config, options, program, split):
   runner, lowered, compiled, start = _start(program, batch)
   for _ in range(options.warmup - 1):
     runner.timed(batch)
+  if options.part == 'breakdown':
+    return {'start': start, 'breakdown': breakdown.measure(
+        lowered, compiled, program.mesh.size,
+        lambda: runner.timed(batch)[0], options.steps)}
   timed = [runner.timed(batch) for _ in range(options.steps)]
   walls, cpus = np.array(timed).T
   step_s = runner.window(lambda: batch, options.steps)

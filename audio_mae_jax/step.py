@@ -158,18 +158,22 @@ def _train_step(config, task, tx, learning_rate):
     key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
     rng_inputs, rng_loss = jax.random.split(
         jax.random.fold_in(key, state.step))
-    inputs = task.prepare(batch, rng_inputs, train=True)
+    # Profiles show these names; breakdown.py tells parts by them.
+    with jax.named_scope('prepare'):
+      inputs = task.prepare(batch, rng_inputs, train=True)
     grads, values = _gradients(
         task, state.params, inputs, rng_loss, settings.accumulate)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
     ema = state.ema
-    if ema is not None:
-      ema = optax.incremental_update(params, ema, 1 - settings.ema_decay)
+    with jax.named_scope('update'):
+      updates, opt_state = tx.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
+      if ema is not None:
+        ema = optax.incremental_update(params, ema, 1 - settings.ema_decay)
+      grad_norm = optax.tree.norm(grads)
     metrics = {
         'scalars': {
             **{name: value.mean() for name, value in values.items()},
-            'grad_norm': optax.tree.norm(grads),
+            'grad_norm': grad_norm,
             'learning_rate': learning_rate(state.step),
         },
         # To name the clips when a loss is not finite.
@@ -189,8 +193,9 @@ def _gradients(task, params, inputs, rng, accumulate):
   """
 
   def mean_loss(params, inputs, rng):
-    values = task.losses(params, inputs, rng)
-    return values['loss'].mean(), values
+    with jax.named_scope('loss'):
+      values = task.losses(params, inputs, rng)
+      return values['loss'].mean(), values
 
   gradient = jax.grad(mean_loss, has_aux=True)
   if accumulate == 1:

@@ -78,6 +78,12 @@ def step(args) -> Iterator[tuple[str, dict]]:
     yield attempt('again', lambda: _step(args, steps=1)['start'])
 
 
+def breakdown(args):
+  """Where the time of the step goes, by its parts."""
+  yield 'breakdown', measure.measure(work.config(args), measure.Options(
+      steps=args.steps, input='resident', part='breakdown'))['breakdown']
+
+
 def attempt(name, fn, *args):
   """(name, result), or what went wrong: the next one may work."""
   try:
@@ -161,8 +167,8 @@ def against_torch(args):
         f'--compile={way}', f'--torch_transform={transform}'])
 
 
-PARTS = {'step': step, 'attention': attention, 'memory': memory,
-         'input': real_input, 'torch': against_torch}
+PARTS = {'step': step, 'breakdown': breakdown, 'attention': attention,
+         'memory': memory, 'input': real_input, 'torch': against_torch}
 
 if __name__ == '__main__':
   main(sys.argv[1:])

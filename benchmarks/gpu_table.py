@@ -76,6 +76,20 @@ def _attention(name, part):
   return rows
 
 
+def _breakdown(name, part):
+  x = part.get('breakdown')
+  if not x:
+    return []
+  idle = x['step_s'] - x['busy_s']
+  return [
+      *((f'{name}: {what}', '', (
+          f'{1e3 * y["time_s"]:.3g} ms, {y["time_s"] / x["step_s"]:.1%} of the '
+          f'step; {y["flops"] / 1e12:.3g} TFLOP, {y["bytes"] / 1e9:.3g} GB'))
+        for what, y in x['parts'].items()),
+      (f'{name}: nothing at work', '',
+       f'{1e3 * idle:.3g} ms, {idle / x["step_s"]:.1%} of the step')]
+
+
 def _memory(name, part):
   rows = []
   for model, x in part.items():
@@ -110,5 +124,6 @@ def _gib(number):
 
 ROWS = {
     'pretrain': _step, 'finetune': _step, 'input': _input,
+    'breakdown': _breakdown, 'breakdown finetune': _breakdown,
     'attention': _attention, 'memory': _memory, 'torch pretrain': _torch,
     'torch finetune': _torch}

@@ -28,9 +28,10 @@ def traced(text: str) -> dict[str, float]:
   """
   found = collections.Counter(
       products=0, float32=0, bfloat16=0, tiled=0, callbacks=0)
-  for times, x, shapes in hlo.executed(text):
+  for run in hlo.executed(text):
+    times, x = run.times, run.instruction
     if x.operation == 'dot' and 'precision={highest' not in x.rest:
-      found['products'] += times * _dot_flops(x, shapes)
+      found['products'] += hlo.flops(run)
     if x.operation in ('infeed', 'outfeed', 'send', 'recv') or re.search(
         r'custom_call_target="[^"]*(callback|host)', x.rest, re.I):
       found['callbacks'] += times
@@ -46,18 +47,6 @@ def traced(text: str) -> dict[str, float]:
   return dict(found)
 
 
-def _dot_flops(x, shapes):
-  first = re.match(r'%?([\w.\-]+)', x.rest)[1]
-  operand = _sizes(shapes[first])
-  summed = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', x.rest)[1]
-  return 2 * math.prod(_sizes(x.shape)) * math.prod(
-      operand[int(i)] for i in summed.split(',') if i)
-
-
-def _sizes(shape):
-  return [int(n) for n in _SIZES.search(shape)[2].split(',')]
-
-
 def _tiled(sizes):
   sizes = [1] * (2 - len(sizes)) + sizes
   rows, lanes = (n + -n % t for n, t in zip(sizes[-2:], _TILE))
@@ -67,8 +56,8 @@ def _tiled(sizes):
 def compiled(compiled) -> dict[str, float]:
   """Counts of one call of the program that XLA has compiled."""
   counts = collections.Counter()
-  for _, x, _ in hlo.executed(compiled.as_text()):
-    counts[x.operation] += 1
+  for run in hlo.executed(compiled.as_text()):
+    counts[run.instruction.operation] += 1
   return {
       'bytes': compiled.cost_analysis()['bytes accessed'],
       'temporary': compiled.memory_analysis().temp_size_in_bytes,

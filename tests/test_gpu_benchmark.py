@@ -186,11 +186,16 @@ def test_the_table_has_all_that_was_measured():
       'machine': {'gpus': ['H200']}, 'identity': {},
       'pretrain': {'step': step, 'again': {'compile_s': 4, 'lower_s': 3}},
       'input': {'WAV': step, 'records': {'error': 'no disk'}},
+      'breakdown': {'breakdown': {'step_s': 0.5, 'busy_s': 0.4, 'parts': {
+          'optimizer': {'time_s': 0.4, 'flops': 2e12, 'bytes': 5e9}}}},
       'finetune': {'error': 'not done after 60 s'}}).splitlines()
   assert set(lines) >= {
       '| pretrain: compiling, cached |  | 4 s after 3 s of tracing |',
       '| input: WAV, waiting for it | under 3 % | 1.00%, 1890 clips/s |',
       '| input: records |  | no disk |',
+      ('| breakdown: optimizer |  | 400 ms, 80.0% of the step; 2 TFLOP, 5 GB '
+       '|'),
+      '| breakdown: nothing at work |  | 100 ms, 20.0% of the step |',
       '| finetune |  | not done after 60 s |'}
 
 
