@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import functools
 import os
+import pathlib
+import re
 import resource
 import sys
 import time
@@ -327,6 +329,14 @@ def _measure_fed(config, options, program, split, runner, resident_rate):
 def memory_peak(devices) -> dict:
   """Bytes: of the first device where its backend counts, of this process."""
   stats = devices[0].memory_stats() or {}
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {'device_bytes': stats.get('peak_bytes_in_use'),
-          'process_bytes': peak * (1 if sys.platform == 'darwin' else 1024)}
+          'process_bytes': _process_peak()}
+
+
+def _process_peak():
+  try:  # `getrusage` has that of whoever started the process, if it was larger
+    status = pathlib.Path('/proc/self/status').read_text()
+    return 1024 * int(re.search(r'VmHWM:\s+(\d+) kB', status)[1])
+  except (OSError, TypeError):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == 'darwin' else 1024)

@@ -132,6 +132,18 @@ def run(folder, *args):
           'XLA_FLAGS': '--xla_backend_optimization_level=0'})
 
 
+def test_the_peak_of_memory_is_of_this_process_alone():
+  """Linux hands the peak of who starts a process on to it, for `getrusage`."""
+  large = bytearray(b'x') * 800_000_000
+  told = subprocess.run(
+      [sys.executable, '-c', (
+          'import jax\n'
+          'from audio_mae_jax import measure\n'
+          'print(measure.memory_peak(jax.devices())["process_bytes"])')],
+      capture_output=True, text=True, check=True)
+  assert 5e7 < int(told.stdout) < len(large)
+
+
 def strict(text):
   def refuse(constant):
     raise AssertionError(f'{constant} is not JSON')

@@ -62,7 +62,9 @@ def test_every_row_is_whole_and_every_file_has_a_row(rows):
   assert files == set(paths)
 
 
-def test_every_file_is_16_khz_mono_of_the_stated_length_and_audible(rows):
+@pytest.mark.parametrize('step', [
+    8, pytest.param(1, marks=pytest.mark.slow, id='every')])
+def test_files_are_16_khz_mono_of_the_stated_length_and_audible(rows, step):
   def problems(row):
     audio, rate_hz = soundfile.read(DEMO / row['path'], dtype='float32')
     checks = {
@@ -76,7 +78,8 @@ def test_every_file_is_16_khz_mono_of_the_stated_length_and_audible(rows):
     return [(row['path'], name) for name, good in checks.items() if not good]
 
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    assert not [p for found in pool.map(problems, rows) for p in found]
+    assert not [p for found in pool.map(problems, rows[::step])
+                for p in found]
 
 
 def test_at_most_12_mb_hold_at_least_half_an_hour(rows):

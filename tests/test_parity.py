@@ -190,30 +190,45 @@ def test_the_global_decoder_equals_the_released_one():
   assert_gradients(goldens.under(golden, 'normpix_off/grad/'), grads)
 
 
+def nearby(params, seed):
+  """`params`, each number 1 % off at random."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+      lambda x: x * (1 + 0.01 * rng.standard_normal(x.shape, np.float32)),
+      params)
+
+
 @pytest.mark.slow
 def test_bfloat16_stays_within_its_rounding():
   """test_peers.py holds the same against torch's automatic casts."""
-  golden = local()
-  results = {}
-  for dtype in ('float32', 'bfloat16'):
-    model = compare.Model(
-        tiny.config(tiny.LOCAL, {'model.dtype': dtype}),
-        golden['spectrograms'], golden['random80/noise'])
-    results[dtype] = jax.jit(model.with_gradient)(parameters(golden))
-  (high, high_grads), (low, low_grads) = results.values()
-  errors = [compare.relative(a, b) for a, b in zip(low, high)]
-  # A block rounds what it adds up five times, by 2 ** -9 at most, and errors
-  # walk at random. Reached: 0.6 % after 2 blocks, 1.2 % after 18.
-  for error, blocks in zip(errors, (2, 18)):
-    assert error < 1.5 * (5 * blocks) ** 0.5 * 2 ** -9
-  assert errors[2] < 2 ** -9  # the losses, means over many: 0.04 %
-  low_grads, high_grads = map(trees.flatten, (low_grads, high_grads))
-  errors = {
-      name: compare.relative(low_grads[name], value)
-      for name, value in high_grads.items()
-      if compare.split(name, value, local=True)[0].size}
-  assert np.mean(list(errors.values())) < 0.04  # 2.6 %; torch's casts: 4.0 %
-  assert max(errors.values()) < 0.2, errors  # a sum in bfloat16 is 40 % off
+  golden, errors, of_losses = local(), [], []
+  run = {
+      dtype: jax.jit(compare.Model(
+          tiny.config(tiny.LOCAL, {'model.dtype': dtype}),
+          golden['spectrograms'], golden['random80/noise']).with_gradient)
+      for dtype in ('float32', 'bfloat16')}
+  for seed in range(5):
+    params = nearby(parameters(golden), seed)
+    (high, high_grads), (low, low_grads) = (
+        run[dtype](params) for dtype in ('float32', 'bfloat16'))
+    outputs = [compare.relative(a, b) for a, b in zip(low, high)]
+    # A block rounds what it adds up five times, by 2 ** -9 at most, and errors
+    # walk at random. Reached: 0.6 % after 2 blocks, 1.2 % after 18.
+    for error, blocks in zip(outputs, (2, 18)):
+      assert error < 1.5 * (5 * blocks) ** 0.5 * 2 ** -9
+    of_losses.append(outputs[2])
+    low_grads, high_grads = map(trees.flatten, (low_grads, high_grads))
+    errors.append({
+        name: compare.relative(low_grads[name], value)
+        for name, value in high_grads.items()
+        if compare.split(name, value, local=True)[0].size})
+  # Medians: where a query is short, a rounding turns its gradient, and with it
+  # those of all blocks before. Of twelve models, the golden one among them, two
+  # were 4 and 10 % off, the others 1.9 to 3.2 %; torch's casts: 4.0 %.
+  assert np.median(of_losses) < 2 ** -9  # means over many: 0.07 %, 0.26 % once
+  assert np.median([np.mean(list(x.values())) for x in errors]) < 0.04
+  each = {name: np.median([x[name] for x in errors]) for name in errors[0]}
+  assert max(each.values()) < 0.2, each  # a sum in bfloat16 is 40 % off
 
 
 def layer_norm(x, params):

@@ -194,7 +194,7 @@ def sides(request):
 def report(request, record_property):
   """Keeps a figure with the test's result, and prints it."""
   def keep(what, value):
-    record_property(what, float(value))
+    record_property(what, str(value))  # what xdist can carry
     print(f'\n{request.node.name}: {what} {value}', end='')
   return keep
 
