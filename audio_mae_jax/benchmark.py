@@ -54,6 +54,10 @@ def benchmark(config: config_lib.Config):
   check_output(path)
   distributed.end_at_sigterm()
   if _COMPILE_FOR.value:
+    if _PART.value != 'all':
+      raise ValueError(
+          f'--part={_PART.value} runs on devices, and --compile_for runs '
+          'nothing. Give one of the two.')
     config, _ = measure.open_clips(config, 'synthetic')
     result = compile_for.compile_for(config, _COMPILE_FOR.value)
   elif options.part == 'embed':
@@ -165,21 +169,26 @@ def _work(x):
 
 
 def _breakdown(x):
-  lines = [('by part', (
-      f'{"":32}{"time":>9}{"share":>7}{"products":>10}{"GFLOP":>9}{"GB":>8}'
-      f'{"GFLOP/s":>9}{"GB/s":>7}'))]
   share = lambda seconds: f'{seconds / x["step_s"]:.1%}'
+  lines = [
+      ('profiled', (
+          f'{_time(x["step_s"])} a step, without the profiler '
+          f'{_time(x["unseen_s"])}')),
+      ('by part', _row('', 'time', 'share', 'products', 'GFLOP', 'GB',
+                       'GFLOP/s', 'GB/s'))]
   for name, y in x['parts'].items():
-    rates = ('', '') if not y['time_s'] else (
-        f'{y[key] / y["time_s"] / 1e9:.4g}' for key in ('flops', 'bytes'))
-    flops_rate, bytes_rate = rates
-    lines.append(('', (
-        f'{name:32}{_time(y["time_s"]):>9}{share(y["time_s"]):>7}'
-        f'{share(y["products_s"]):>10}{y["flops"] / 1e9:>9.4g}'
-        f'{y["bytes"] / 1e9:>8.3g}{flops_rate:>9}{bytes_rate:>7}')))
+    rate = lambda key, y=y: (
+        f'{y[key] / y["time_s"] / 1e9:.4g}' if y['time_s'] else '')
+    lines.append(('', _row(
+        name, _time(y['time_s']), share(y['time_s']), share(y['products_s']),
+        f'{y["flops"] / 1e9:.4g}', f'{y["bytes"] / 1e9:.3g}', rate('flops'),
+        rate('bytes'))))
   idle = x['step_s'] - x['busy_s']
-  return lines + [('', (
-      f'{"nothing at work":32}{_time(idle):>9}{share(idle):>7}'))]
+  return lines + [('', _row('nothing at work', _time(idle), share(idle)))]
+
+
+def _row(name, *cells):
+  return f'{name:31}' + ''.join(f' {cell:>9}' for cell in cells)
 
 
 def _compiler(x):

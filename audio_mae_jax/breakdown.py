@@ -5,13 +5,16 @@ name says which part of the code it is of. FLOPs are counted in the program
 before compiling, bytes in the compiled one.
 """
 
+import collections
 from collections.abc import Callable, Iterable
+import contextlib
 import pathlib
 import re
 import tempfile
 
 import jax
 
+from audio_mae_jax import costs
 from audio_mae_jax import hlo
 
 OTHERS = 'the rest'
@@ -21,12 +24,15 @@ _OF_BLOCKS = {
     'attn': 'attention', 'norm1': 'norms', 'norm2': 'norms'}
 _AROUND = {
     'prepare': 'front end, augmentation, masks', 'loss': 'head and loss',
-    'update': 'optimizer', 'opt_state': 'optimizer'}
+    'update': 'optimizer'}
+_OF_STATE = {'opt_state', 'ema'}
 
 
 def part_of(scope: str) -> str:
   """The part of a step that a name of the compiler's is of."""
   words = set(re.findall(r'\w+', scope))
+  if words & _OF_STATE:  # the moments of a parameter have its name
+    return _AROUND['update']
   for stage in ('decoder', 'encoder'):
     if stage in words:
       inside = next((what for word, what in _OF_BLOCKS.items()
@@ -41,50 +47,70 @@ def measure(lowered, compiled, devices: int, run: Callable[[], float],
 
   Args:
     lowered: the step before compiling (`jax.stages.Lowered`).
-    compiled: the same, compiled.
+    compiled: the same, compiled where programs are `named`.
     devices: how many share it.
     run: one step, from idle to idle, and its seconds; it has run before.
     steps: how often it is run.
 
   Returns:
-    'step_s', the mean; 'busy_s' of it with an instruction at work; 'parts' by
+    'step_s', the mean of a step while the profiler looks, and 'unseen_s' of as
+    many before; 'busy_s' of a step with an instruction at work; 'parts' by
     name, the longest first: 'time_s' (instructions at work at the same time
     have equal shares), 'products_s' of it in products of matrices, 'flops'
     (none of what a kernel computes) and 'bytes', read and written as if nothing
     stayed in a cache.
 
   Raises:
-    RuntimeError: the profiler saw no instruction of the step.
+    RuntimeError: the profiler saw no instruction of the step, or the program
+      comes from before its parts had names.
   """
   text = compiled.as_text()
-  parts, products = {}, set()
   computations, _ = hlo.parse(text)
-  names = hlo.scopes(computations)
-  rows = {}
-  row = lambda part: rows.setdefault(
-      part, {'time_s': 0.0, 'products_s': 0.0, 'flops': 0.0, 'bytes': 0.0})
+  names = hlo.scopes(computations, lambda scope: part_of(scope) != OTHERS)
+  part = {name: part_of(scope) for name, scope in names.items()}
+  if _AROUND['update'] not in part.values():
+    raise RuntimeError(
+        'No instruction of this program says that it updates parameters, so '
+        'that its parts cannot be told. Is the task one of this package?')
+  rows = collections.defaultdict(lambda: dict.fromkeys(
+      ('time_s', 'products_s', 'flops', 'bytes'), 0.0))
+  products = set()
   for one in hlo.executed(text, whole=True):
     x = one.instruction
-    parts[x.name] = part_of(names[x.name])
-    row(parts[x.name])['bytes'] += hlo.moved(one, computations)
-    if hlo.is_product(x, computations):
+    rows[part[x.name]]['bytes'] += costs.moved(one, computations)
+    if costs.is_product(x, computations):
       products.add(x.name)
-  for one in hlo.executed(lowered.as_text('hlo', debug_info=True)):
-    if flops := hlo.flops(one):
-      row(part_of(one.scope))['flops'] += flops / devices
+  written = lowered.as_text('hlo', debug_info=True)
+  for one in hlo.executed(written, devices=devices):
+    if flops := costs.flops(one):
+      rows[part_of(one.scope)]['flops'] += flops / devices
+  unseen_s = sum(run() for _ in range(steps))
   with tempfile.TemporaryDirectory() as folder:
-    seconds = _record(folder, run, steps)
+    step_s = _record(folder, run, steps)
     lines = _read(folder, re.match(r'HloModule ([\w.\-]+)', text)[1])
   for name, time_s in shares(lines).items():
-    found = row(parts.get(name, OTHERS))
-    found['time_s'] += time_s / steps
+    row = rows[part.get(name, OTHERS)]
+    row['time_s'] += time_s / steps
     if name in products:
-      found['products_s'] += time_s / steps
+      row['products_s'] += time_s / steps
   return {
-      'step_s': seconds / steps,
-      'busy_s': sum(x['time_s'] for x in rows.values()),
+      'step_s': step_s / steps, 'unseen_s': unseen_s / steps,
+      'busy_s': sum(row['time_s'] for row in rows.values()),
       'parts': dict(sorted(
           rows.items(), key=lambda item: -item[1]['time_s']))}
+
+
+@contextlib.contextmanager
+def named(wanted: bool):
+  """While it lasts, programs have the names of the code that there is, if that
+  is wanted: the cache would give one that was compiled under others."""
+  option = 'jax_compilation_cache_include_metadata_in_key'
+  before = getattr(jax.config, option)
+  jax.config.update(option, wanted or before)
+  try:
+    yield
+  finally:
+    jax.config.update(option, before)
 
 
 def _record(folder, run, steps):
@@ -99,10 +125,14 @@ def _read(folder, module):
   name) in seconds."""
   path, = pathlib.Path(folder).rglob('*.xplane.pb')
   planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
-  devices = [x for x in planes if x.name.startswith('/device:')]
+  # Others are of links and of what stands beside the cores.
+  devices = sorted((int(found[1]), plane) for plane in planes if (
+      found := re.fullmatch(r'/device:(?:GPU|TPU):(\d+)', plane.name)))
   lines = []
-  for plane in devices[:1] or planes:
-    for line in plane.lines:
+  for plane in [plane for _, plane in devices[:1]] or planes:
+    of_plane = list(plane.lines)
+    # A TPU's other lines have what goes on beside, and the whole once more.
+    for line in [x for x in of_plane if x.name == 'XLA Ops'] or of_plane:
       found = []
       for event in line.events:
         told = dict(event.stats)

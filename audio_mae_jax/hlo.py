@@ -5,8 +5,9 @@ XLA's own `cost_analysis` counts the body of a loop once. Here each instruction
 comes with how often it runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 import math
 import re
 
@@ -25,12 +26,7 @@ _CALLED = re.compile(
     r'%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}')
 # What these call runs as instructions of their own; others call what is a part
 # of them, as a fusion and a sum do.
-_BRINGS = ('call', 'while', 'conditional', 'async-start')
-# Read and write nothing, or only what they call does.
-_FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
-         'after-all', 'partition-id', 'replica-id', *_BRINGS)
-_PRODUCTS = ('dot', 'convolution')
-_SLICES = ('slice', 'dynamic-slice', 'gather')
+BRINGS = ('call', 'while', 'conditional', 'async-start')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +35,24 @@ class Instruction:
   shape: str  # of its result, as written
   operation: str
   rest: str  # operands and attributes
+
+  @functools.cached_property
+  def operands(self) -> list[str]:
+    """Names of what it is given."""
+    listed = re.sub(r'/\*.*?\*/', '', re.split(r'\)(?:,|$)', self.rest)[0])
+    return re.findall(r'%?([\w.\-]+)', listed)
+
+  @functools.cached_property
+  def calls(self) -> list[str]:
+    """Names of the computations that it calls."""
+    return [name for one, several in _CALLED.findall(self.rest)
+            for name in ([one] if one else re.findall(r'[\w.\-]+', several))]
+
+  @property
+  def scope(self) -> str:
+    """The name that the code gave to it, or nothing."""
+    found = re.search(r'op_name="([^"]*)"', self.rest)
+    return found[1] if found else ''
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -65,11 +79,17 @@ class Run:
   shapes: dict[str, str]  # of its neighbours, by name
 
 
-def executed(text: str, whole: bool = False) -> Iterator[Run]:
-  """All that a call of the program runs.
+def executed(
+    text: str, whole: bool = False, devices: int = 1) -> Iterator[Run]:
+  """All that a call of the program runs, of conditionals every branch.
 
-  With `whole`, what a device starts: fusions, not what is in them. A loop whose
-  trip count cannot be read counts once: `unknown_loops`.
+  A loop whose trip count cannot be read counts once: `unknown_loops`.
+
+  Args:
+    text: of the program.
+    whole: only what a device starts: fusions, not what is in them.
+    devices: of a program that is not compiled, how many it will run on; what
+      `jax.shard_map` calls is of one of them, and counts so many times.
   """
   computations, entry = parse(text)
 
@@ -77,58 +97,45 @@ def executed(text: str, whole: bool = False) -> Iterator[Run]:
     body = computations.get(name, [])
     shapes = {x.name: x.shape for x in body}
     for x in body:
-      own = f'{scope}/{_scope(x)}'
+      own = f'{scope}/{x.scope}'
       yield Run(x, times, own, shapes)
-      if whole and x.operation not in _BRINGS:
+      if whole and x.operation not in BRINGS:
         continue
       inner = times
       if x.operation == 'while':
         inner *= _trip_count(x, computations) or 1
-      for callee in _called(x):
-        yield from walk(callee, inner, own)
+      for callee in x.calls:
+        on = devices if 'manual_computation' in callee else 1
+        yield from walk(callee, inner * on, own)
 
   yield from walk(entry, 1.0, '')
 
 
-def _called(x):
-  return [name for one, several in _CALLED.findall(x.rest)
-          for name in ([one] if one else re.findall(r'[\w.\-]+', several))]
+def scopes(computations: dict[str, list[Instruction]],
+           tells: Callable[[str], bool] = bool) -> dict[str, str]:
+  """The name in the code of each instruction.
 
+  One that has none, as a copy, or none that `tells` anything, has that of what
+  is in it, of what it reads, or of what reads it.
+  """
+  found = {x.name: x.scope for body in computations.values() for x in body}
+  told = {name for name, scope in found.items() if tells(scope)}
 
-def _scope(x):
-  found = re.search(r'op_name="([^"]*)"', x.rest)
-  return found[1] if found else ''
+  def inherit(name, others):
+    heir = next((x for x in others if x in told), None)
+    if name in found and name not in told and heir:
+      found[name] = found[heir]
+      told.add(name)
 
-
-def scopes(computations: dict[str, list[Instruction]]) -> dict[str, str]:
-  """The name in the code of each instruction. One that has none, as a copy, has
-  that of what is in it, of what it reads, or of what reads it."""
-  found = {x.name: _scope(x) for body in computations.values() for x in body}
-  named = lambda names: next((found[n] for n in names if found.get(n)), '')
   for body in computations.values():  # what is called stands before
     for x in body:
-      inside = [y.name for callee in _called(x)
-                for y in reversed(computations.get(callee, []))]
-      found[x.name] = found[x.name] or named(inside + _operands(x))
+      inherit(x.name, [y.name for callee in x.calls
+                       for y in reversed(computations.get(callee, []))])
+      inherit(x.name, x.operands)
     for x in reversed(body):
-      for operand in _operands(x):
-        if not found.get(operand, 'unknown'):
-          found[operand] = found[x.name]
+      for operand in x.operands:
+        inherit(operand, [x.name])
   return found
-
-
-def is_product(x: Instruction, computations) -> bool:
-  """Whether it is, or has in it, a product of matrices or a convolution."""
-  return (x.operation in _PRODUCTS
-          or bool(re.search(r'custom_call_target="[^"]*(gemm|matmul|conv)',
-                            x.rest, re.I))
-          or any(is_product(y, computations) for callee in _called(x)
-                 for y in computations.get(callee, [])))
-
-
-def _operands(x):
-  listed = re.sub(r'/\*.*?\*/', '', re.split(r'\)(?:,|$)', x.rest)[0])
-  return re.findall(r'%?([\w.\-]+)', listed)
 
 
 def unknown_loops(text: str) -> int:
@@ -165,67 +172,6 @@ def num_bytes(shape: str) -> int:
   return total
 
 
-def flops(run: Run) -> float:
-  """Of all runs of a product of matrices or a convolution: a multiply and an
-  add as two, padding included; 0 of anything else."""
-  x = run.instruction
-  if x.operation not in _PRODUCTS:
-    return 0.0
-  left, right = (_sizes(run.shapes[name]) for name in _operands(x)[:2])
-  if x.operation == 'dot':
-    summed = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', x.rest)[1]
-    each = math.prod(left[int(i)] for i in summed.split(',') if i)
-  else:  # all of the kernel but the axis of what it gives
-    kernel = re.search(r'dim_labels=\w+_(\w+)->', x.rest)[1]
-    each = math.prod(right) // right[kernel.index('o')]
-  return run.times * 2 * math.prod(_sizes(x.shape)) * each
-
-
-def _sizes(shape):
-  return [int(n) for n in _ARRAY.search(shape)[3].split(',') if n]
-
-
-def moved(run: Run, computations: dict[str, list[Instruction]]) -> float:
-  """Bytes that all runs of it read and write, as if nothing stayed in a cache.
-
-  Args:
-    run: of `executed(text, whole=True)`.
-    computations: of `parse(text)`.
-  """
-  x = run.instruction
-  if x.operation in _FREE or x.operation.endswith('-done'):
-    return 0.0
-  body, operands = [x], _operands(x)
-  names = dict(enumerate(operands))
-  if x.operation == 'fusion':
-    body = computations[_called(x)[0]]
-    names = {int(y.rest.split(')')[0]): y.name for y in body
-             if y.operation == 'parameter'}
-  shapes = run.shapes | {y.name: y.shape for y in body}
-  read = sum(_read(body, names.get(i), num_bytes(shapes.get(operand, '')))
-             for i, operand in enumerate(operands))
-  last = body[-1]
-  written = x.shape
-  if last.operation == 'dynamic-update-slice':  # in place
-    written = shapes.get(_operands(last)[1], '')
-  return run.times * (read + num_bytes(written))
-
-
-def _read(body, name, size):
-  """Of `size` bytes, those that `body` reads under `name`."""
-  total = 0
-  for y in body:
-    operands = _operands(y)
-    if name not in operands:
-      continue
-    first = operands[0] == name
-    if first and y.operation in _SLICES:
-      total += num_bytes(y.shape)
-    elif not first or y.operation != 'dynamic-update-slice':
-      return size
-  return min(size, total)
-
-
 def collectives(text: str) -> dict[str, dict[str, float]]:
   """By kind, its 'count' and 'bytes' of one call, each on one device.
 
@@ -242,7 +188,7 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
     size = num_bytes(x.shape)
     if kind == 'reduce-scatter':
       size = max(
-          size, sum(num_bytes(run.shapes.get(n, '')) for n in _operands(x)))
+          size, sum(num_bytes(run.shapes.get(n, '')) for n in x.operands))
     channel = re.search(r'\bchannel_id=(\d+)', x.rest)
     key = kind, channel[1] if channel else len(runs)
     runs[key] = max(runs.get(key, (0.0, 0)), (run.times, size))

@@ -10,10 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import pathlib
-import re
-import resource
-import sys
 import time
 
 import jax
@@ -23,6 +19,7 @@ import numpy as np
 from audio_mae_jax import breakdown
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import flops
+from audio_mae_jax import memory
 from audio_mae_jax import registry
 from audio_mae_jax import sharding
 from audio_mae_jax import step as step_lib
@@ -86,7 +83,7 @@ def measure(config: config_lib.Config, options: Options) -> dict:
   if options.part in ('all', 'input') and options.input != 'resident':
     result['input'] = _measure_input(config, options, program, split)
   result['setup']['bad_files'] = split.report.count
-  result['memory_peak'] = memory_peak(program.mesh.local_devices)
+  result['memory_peak'] = memory.peak(program.mesh.local_devices)
   return result
 
 
@@ -131,7 +128,8 @@ def _setup(config, program, split):
 def _measure_step(config, options, program, split):
   with _batches(config, program, split) as batches:
     batch = jax.block_until_ready(next(batches))
-  runner, lowered, compiled, start = _start(program, batch)
+  with breakdown.named(options.part == 'breakdown'):
+    runner, lowered, compiled, start = _start(program, batch)
   for _ in range(options.warmup - 1):
     runner.timed(batch)
   if options.part == 'breakdown':
@@ -324,19 +322,3 @@ def _measure_fed(config, options, program, split, runner, resident_rate):
   rate = config.train.batch_size / step_s
   return {'step_s': step_s, 'clips_per_s': rate,
           'waiting': max(0.0, 1 - rate / resident_rate)}
-
-
-def memory_peak(devices) -> dict:
-  """Bytes: of the first device where its backend counts, of this process."""
-  stats = devices[0].memory_stats() or {}
-  return {'device_bytes': stats.get('peak_bytes_in_use'),
-          'process_bytes': _process_peak()}
-
-
-def _process_peak():
-  try:  # `getrusage` has that of whoever started the process, if it was larger
-    status = pathlib.Path('/proc/self/status').read_text()
-    return 1024 * int(re.search(r'VmHWM:\s+(\d+) kB', status)[1])
-  except (OSError, TypeError):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == 'darwin' else 1024)

@@ -204,7 +204,8 @@ def _gradients(task, params, inputs, rng, accumulate):
   def micro_batch(total, xs):
     inputs, rng = xs
     grads, values = gradient(params, inputs, rng)
-    return jax.tree.map(jnp.add, total, grads), values
+    with jax.named_scope('update'):
+      return jax.tree.map(jnp.add, total, grads), values
 
   split = lambda x: jnp.moveaxis(
       x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 1, 0)
@@ -212,8 +213,9 @@ def _gradients(task, params, inputs, rng, accumulate):
       micro_batch, jax.tree.map(jnp.zeros_like, params),
       (jax.tree.map(split, inputs), jax.random.split(rng, accumulate)))
   join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1)
-  return (jax.tree.map(lambda g: g / accumulate, total),
-          jax.tree.map(join, values))
+  with jax.named_scope('update'):
+    return (jax.tree.map(lambda g: g / accumulate, total),
+            jax.tree.map(join, values))
 
 
 def _eval_rng(config, number):

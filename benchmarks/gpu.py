@@ -50,8 +50,8 @@ PARTS = {
     'torch pretrain': Part(255, ('torch', '--steps=5'), TOGETHER),
 }
 MORE = {  # where --parts names them
-    'breakdown': Part(60, ('breakdown',)),
-    'breakdown finetune': Part(60, ('breakdown', '--task=finetune')),
+    'breakdown': Part(90, ('breakdown',)),
+    'breakdown finetune': Part(90, ('breakdown', '--task=finetune')),
     'attention': Part(60, ('attention', '--steps=5')),
     'torch finetune': Part(
         120, ('torch', '--task=finetune', '--steps=5'), TOGETHER),

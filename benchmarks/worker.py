@@ -8,9 +8,10 @@ of a step, and the most memory so far.
 from collections.abc import Callable
 import json
 import os
-import resource
 import sys
 import time
+
+from audio_mae_jax import memory
 
 WARMUP = 1  # steps before those that are timed, in each round
 
@@ -41,8 +42,7 @@ def serve(setup: dict, step: Callable[[], object],
   tell(setup | {'first_step_s': time.perf_counter() - begin})
   for line in sys.stdin:
     tell(_round(int(line), step, wait) | {
-        'process_bytes': resource.getrusage(
-            resource.RUSAGE_SELF).ru_maxrss * 1024,
+        'process_bytes': memory.process_peak(),
         'device_bytes': device_bytes()})
 
 

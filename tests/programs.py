@@ -8,6 +8,7 @@ import collections
 import math
 import re
 
+from audio_mae_jax import costs
 from audio_mae_jax import hlo
 
 # These make no array, or hold other computations that are counted themselves.
@@ -31,7 +32,7 @@ def traced(text: str) -> dict[str, float]:
   for run in hlo.executed(text):
     times, x = run.times, run.instruction
     if x.operation == 'dot' and 'precision={highest' not in x.rest:
-      found['products'] += hlo.flops(run)
+      found['products'] += costs.flops(run)
     if x.operation in ('infeed', 'outfeed', 'send', 'recv') or re.search(
         r'custom_call_target="[^"]*(callback|host)', x.rest, re.I):
       found['callbacks'] += times

@@ -138,8 +138,8 @@ def test_the_peak_of_memory_is_of_this_process_alone():
   told = subprocess.run(
       [sys.executable, '-c', (
           'import jax\n'
-          'from audio_mae_jax import measure\n'
-          'print(measure.memory_peak(jax.devices())["process_bytes"])')],
+          'from audio_mae_jax import memory\n'
+          'print(memory.peak(jax.devices())["process_bytes"])')],
       capture_output=True, text=True, check=True)
   assert 5e7 < int(told.stdout) < len(large)
 

@@ -106,3 +106,42 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told_of():
     ('(s8[3], f8e4m3fn[4]{0}, /*index=2*/u64[2])', 23), ('token[]', 0)])
 def test_bytes_of_a_shape(shape, size):
   assert hlo.num_bytes(shape) == size
+
+
+def test_what_has_no_name_is_of_its_neighbours():
+  text = '''HloModule m
+
+%inside (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %n = f32[8]{0} negate(%p), metadata={op_name="inner"}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %copy = f32[8]{0} copy(%x)
+  %fused = f32[8]{0} fusion(%copy), calls=%inside
+  %dull = f32[8]{0} add(%fused, %fused), metadata={op_name="dull"}
+  ROOT %last = f32[8]{0} copy(%dull)
+}
+'''
+  computations, _ = hlo.parse(text)
+  found = hlo.scopes(computations, lambda scope: scope not in ('', 'dull'))
+  assert found == dict.fromkeys(
+      ('p', 'n', 'x', 'copy', 'fused', 'dull', 'last'), 'inner')
+  assert hlo.scopes(computations)['last'] == 'dull'
+  runs = {run.instruction.name: run for run in hlo.executed(text)}
+  assert runs['n'].scope == '//inner'
+  whole = [run.instruction.name for run in hlo.executed(text, whole=True)]
+  assert whole == ['x', 'copy', 'fused', 'dull', 'last']
+
+
+def test_what_is_mapped_over_devices_counts_for_each():
+  twice = jax.shard_map(
+      lambda x: x @ x.T, mesh=sharding.make_mesh(config.Mesh(8, 1), 8),
+      in_specs=P('data'), out_specs=P('data'))
+  text = jax.jit(twice).lower(
+      jax.ShapeDtypeStruct((16, 4), jnp.float32)).as_text('hlo')
+  for devices in (1, 8):
+    dots = [run.times for run in hlo.executed(text, devices=devices)
+            if run.instruction.operation == 'dot']
+    assert dots == [devices]

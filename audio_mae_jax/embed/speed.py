@@ -9,7 +9,7 @@ import numpy as np
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import features
 from audio_mae_jax import flops
-from audio_mae_jax import measure as measure_lib
+from audio_mae_jax import memory
 from audio_mae_jax import weights as weights_lib
 from audio_mae_jax.data import pipeline
 from audio_mae_jax.embed import model as model_lib
@@ -55,7 +55,7 @@ def measure(config: config_lib.Config, windows: int, steps: int,
           'first_clip_s': first_s,
           'programs': len(model.programs.compiled),
           'new_lengths': _new_lengths(model)},
-      'memory_peak': measure_lib.memory_peak(devices)}
+      'memory_peak': memory.peak(devices)}
 
 
 def _new_lengths(model):
