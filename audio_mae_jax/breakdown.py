@@ -126,10 +126,10 @@ def _read(folder, module):
   path, = pathlib.Path(folder).rglob('*.xplane.pb')
   planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
   # Others are of links and of what stands beside the cores.
-  devices = sorted((int(found[1]), plane) for plane in planes if (
-      found := re.fullmatch(r'/device:(?:GPU|TPU):(\d+)', plane.name)))
+  devices = {int(found[1]): plane for plane in planes if (
+      found := re.fullmatch(r'/device:(?:GPU|TPU):(\d+)', plane.name))}
   lines = []
-  for plane in [plane for _, plane in devices[:1]] or planes:
+  for plane in [devices[min(devices)]] if devices else planes:
     of_plane = list(plane.lines)
     # A TPU's other lines have what goes on beside, and the whole once more.
     for line in [x for x in of_plane if x.name == 'XLA Ops'] or of_plane:
