@@ -14,14 +14,16 @@ from audio_mae_jax import breakdown
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import measure
 
-WIDTH, DEPTH, CLIPS, TOKENS = 24, 2, 8, 1 + 16 * 8 - 32
+WIDTH, DEPTH, CLIPS, TOKENS = 24, 1, 8, 1 + 16 * 8 - 32
 # As many tokens as make attention a loop in a `shard_map` on a CPU.
 SMALL = {
     'frontend.num_frames': 256, 'data.clip_s': 2.6, 'mask.ratio': 0.25,
     'augment.gain_concentration': 0.0, 'train.batch_size': CLIPS,
     'model.encoder.width': WIDTH, 'model.encoder.depth': DEPTH,
     'model.encoder.heads': 2, 'model.decoder.width': 16,
-    'model.decoder.depth': 2, 'model.decoder.heads': 2}
+    'model.decoder.depth': 1, 'model.decoder.heads': 2}
+
+DEEP = {'model.encoder.depth': 3, 'model.decoder.depth': 4}
 
 
 @pytest.fixture(scope='module')
@@ -67,14 +69,14 @@ def test_flops_are_those_of_the_formula(measured):
   step = CLIPS / devices * measured['flops_per_clip']['step']
   counted = sum(x['flops'] for x in parts.values())
   counted -= parts['front end, augmentation, masks']['flops']
-  network = 3 * 2 * 2 * 256 * 384 * (2 + 2)  # of relative positions, whole
+  network = 3 * 2 * 256 * 384 * (2 + 2)  # of relative positions, whole
   assert step < counted < 1.05 * step + network
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('settings', [
-    {'model.scan_layers': True}, {'model.remat': 'full'},
-    {'model.scan_layers': True, 'model.remat': 'dots'},
+    {'model.scan_layers': True, **DEEP}, {'model.remat': 'full'},
+    {'model.scan_layers': True, 'model.remat': 'dots', **DEEP},
     {'optimizer.accumulate': 2, 'optimizer.ema_decay': 0.9}])
 def test_parts_have_their_names_in_every_program(settings, measured):
   got = measure.measure(
@@ -86,7 +88,8 @@ def test_parts_have_their_names_in_every_program(settings, measured):
   if breakdown.OTHERS in parts:
     assert parts[breakdown.OTHERS]['time_s'] < 0.02 * got['breakdown']['busy_s']
   if settings.get('model.remat') != 'full':
-    assert parts['encoder: MLPs']['flops'] == 2 * (
+    times = 2 * settings.get('model.encoder.depth', 1)
+    assert parts['encoder: MLPs']['flops'] == times * (
         measured['breakdown']['parts']['encoder: MLPs']['flops'])
 
 

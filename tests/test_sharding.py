@@ -33,6 +33,7 @@ class Device:
   id: int
   process_index: int
   platform: str = 'cpu'
+  device_kind: str = 'cpu'
 
 
 @pytest.mark.parametrize('data, fsdp', [(16, 1), (4, 4), (1, 16), (8, 2)])
