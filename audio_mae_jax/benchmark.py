@@ -42,7 +42,8 @@ _COMPILE_FOR = flags.DEFINE_string(
     'compile_for', '', 'Compile, and run nothing: a TPU topology as v5e:4x4, '
     f'v4:4x4x4, v5p:4x4x8 or v6e:16x16; or {compile_for.HOST}.')
 _OUTPUT = flags.DEFINE_string(
-    'output', '', 'JSON file; by default benchmark_NAME.json in this folder.')
+    'output', '', 'JSON file; by default benchmark_NAME.json in this folder, '
+    'or benchmark_NAME_PART.json if --part is given.')
 flags.adopt_module_key_flags(cli)  # --help names them
 
 
@@ -50,7 +51,8 @@ def benchmark(config: config_lib.Config):
   """Measures as the flags say, prints, and writes."""
   options = measure.Options(
       _STEPS.value, _WARMUP.value, _INPUT.value, _PART.value)
-  path = pathlib.Path(_OUTPUT.value or f'benchmark_{config.name}.json')
+  part = '' if options.part == 'all' else f'_{options.part}'
+  path = pathlib.Path(_OUTPUT.value or f'benchmark_{config.name}{part}.json')
   check_output(path)
   distributed.end_at_sigterm()
   if _COMPILE_FOR.value:

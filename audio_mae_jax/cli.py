@@ -159,12 +159,15 @@ def _main(action, argv):
     # The first may be writing still, and JAX's own wait at the exit is short.
     distributed.meet()
     return status
-  except KeyboardInterrupt:  # a second one: it waits for no other process
-    if not distributed.is_several():
-      raise
-    distributed.leave(128 + signal.SIGINT)
+  except KeyboardInterrupt:  # in training a second one: it waits for nobody
+    _interrupted()
   except Exception as error:
     end(error)
+
+
+def _interrupted(advice: str = ''):
+  print(f'\nInterrupted.{advice and " "}{advice}', file=sys.stderr)
+  distributed.leave(128 + signal.SIGINT)
 
 
 def end(error: Exception):
@@ -193,10 +196,13 @@ def _start():
 
 
 @contextlib.contextmanager
-def telling():
-  """Ends a command with the message of an error that its user can mend."""
+def telling(interrupted: str = ''):
+  """Ends a command with the message of an error that its user can mend, or at
+  Ctrl-C with `interrupted`, what to do next."""
   try:
     yield
+  except KeyboardInterrupt:
+    _interrupted(interrupted)
   except OSError as error:  # of files that the user named
     stop(error)
   except Exception as error:

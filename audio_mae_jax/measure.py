@@ -62,6 +62,10 @@ class Options:
       raise ValueError(
           f'--steps={self.steps} --warmup={self.warmup}: at least one step is '
           'timed, and one is run before (the first of all is never typical).')
+    if self.part in ('embed', 'breakdown') and self.input == 'real':
+      raise ValueError(
+          f'--part={self.part} reads no data, and --input=real asks for them. '
+          'Leave one of the two out.')
     if self.part == 'input' and self.input == 'resident':
       raise ValueError(
           '--part=input --input=resident measures nothing: a resident batch '

@@ -9,6 +9,7 @@ own (`worker.py` is its half of the protocol).
 import dataclasses
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -102,6 +103,14 @@ def run(sides: list[Side], rounds: int, steps: int,
     cache.cleanup()
   return {'machine': machine(), 'rounds': found,
           'ratios': ratios(found)}
+
+
+def need(*packages: str):
+  """Exits if one of `packages`, to compare with, is not installed."""
+  missing = [name for name in packages if not importlib.util.find_spec(name)]
+  if missing:
+    sys.exit(f'Not installed, and compared with: {", ".join(missing)}. '
+             "pip install -e '.[test,torch,onnx]' has all of them.")
 
 
 def start(sides: list[Side], cache: str, alive: dict[str, Worker]):

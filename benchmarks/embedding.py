@@ -9,7 +9,6 @@ import argparse
 import sys
 
 from benchmarks import alternate
-from benchmarks import torch_steps
 from benchmarks import work
 
 OURS = {'jax': ('benchmarks.ours', 'embedding'),
@@ -17,6 +16,8 @@ OURS = {'jax': ('benchmarks.ours', 'embedding'),
 
 
 def main(argv):
+  alternate.need('torch')
+  from benchmarks import torch_steps  # takes torch
   parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
   parser.set_defaults(task='embedding')
   work.add_flags(parser)
@@ -26,6 +27,8 @@ def main(argv):
       '--runtime', default='jax', choices=list(OURS),
       help='what runs ours: JAX, or ONNX Runtime the file of an export')
   args = parser.parse_args(argv)
+  if args.runtime == 'onnx':
+    alternate.need('onnx', 'onnxruntime')
   ours = alternate.Side(
       f'ours, {args.runtime}', ('-m', *OURS[args.runtime], *work.flags(args)))
   return alternate.compare([ours, *torch_steps.sides(args)], args)

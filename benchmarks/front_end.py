@@ -8,11 +8,12 @@ import importlib.util
 import sys
 
 from benchmarks import alternate
-from benchmarks import torch_steps
 from benchmarks import work
 
 
 def main(argv):
+  alternate.need('torch')
+  from benchmarks import torch_steps  # takes torch
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   work.add_flags(parser)
   torch_steps.add_flags(parser)

@@ -79,6 +79,10 @@ def main(argv):
           result.get(name, {}), measure(name, args, cache, limit))
       storage.write_text(path, json.dumps(result, indent=2) + '\n')
   print(gpu_table.table(result))
+  if not todo:
+    print('\nNothing was measured: the file has it all.')
+  if args.tiny:
+    print('\nA rehearsal with a tiny model: its figures mean nothing.')
   print(f'\nWritten to {path.resolve()}')
   return result
 

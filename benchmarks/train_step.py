@@ -7,11 +7,12 @@ import argparse
 import sys
 
 from benchmarks import alternate
-from benchmarks import torch_steps
 from benchmarks import work
 
 
 def main(argv):
+  alternate.need('torch')
+  from benchmarks import torch_steps  # takes torch
   parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
   parser.add_argument(
       '--task', default='pretrain', choices=['pretrain', 'finetune'])

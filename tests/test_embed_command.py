@@ -166,7 +166,7 @@ def test_a_run_that_ends_early_leaves_what_it_has_done(
 
   with monkeypatch.context() as patched:
     patched.setattr(engine, 'embed_all', interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match='130'):
       embed(clips, '--output', path)
   assert not path.exists()
   assert '2 clips are there already.' in embed(clips, '--output', path)

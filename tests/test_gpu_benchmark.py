@@ -1,5 +1,6 @@
 """The measurement of one GPU: what is measured when, and what is kept."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -203,3 +204,10 @@ def test_without_torch_the_rest_is_measured():
   code = ("import sys; sys.modules['torch'] = None\n"
           'from benchmarks import gpu_parts')
   subprocess.run([sys.executable, '-c', code], cwd=work.ROOT, check=True)
+
+
+@pytest.mark.parametrize('module', ['train_step', 'embedding', 'front_end'])
+def test_what_compares_with_torch_says_that_it_is_missing(module, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(SystemExit, match=r'torch.*pip install'):
+    importlib.import_module(f'benchmarks.{module}').main([])

@@ -88,6 +88,7 @@ def test_the_index_says_what_is_there(corpus, tmp_path, capsys):
   assert ('1 records were louder than full scale and are clipped, e.g. 4.wav'
           in said)
   assert f'--config.data.train.path={tmp_path}/out' in said
+  assert '--config.data.train.split' not in said  # it has one
 
 
 def test_a_clip_that_is_listed_twice_is_one_record(corpus, tmp_path):
@@ -120,6 +121,24 @@ def test_what_cannot_be_written_is_said(corpus, tmp_path, capsys):
       path.write_bytes(b'garbage')
   assert ('None of the 7 clips can be used; the first, 0.wav: unreadable'
           in refuse(capsys, corpus, out))
+
+
+def test_errors_and_flags_are_those_of_the_command(corpus, tmp_path, capsys):
+  run = lambda *options: command.main([
+      'records', '--root', str(corpus), '--output', str(tmp_path / 'out'),
+      *options])
+  for options, told in (
+      (('--path', '.'), '--path=. is a folder'),
+      (('--path', '.'), 'give --source folder'),
+      (('--source', 'folder', '--path', 'nosuch'), 'or set --path to'),
+      (('--source', 'folder', '--path', '.', '--num_clips', '3'),
+       "--num_clips=3 has no effect with --source='folder'")):
+    with pytest.raises(SystemExit):
+      run(*options)
+    assert told in capsys.readouterr().err
+  # Recipes ask for a split, and a folder has none.
+  run('--source', 'folder', '--path', '.')
+  assert '--config.data.train.split=\n' in capsys.readouterr().out
 
 
 def test_an_address_is_refused(corpus, capsys):

@@ -44,7 +44,7 @@ def test_two_conversions_are_the_same_bits(corpus, tmp_path):
 
 
 def test_what_was_written_stays_and_a_half_shard_is_redone(
-    corpus, tmp_path, monkeypatch):
+    corpus, tmp_path, monkeypatch, capsys):
   convert(corpus, tmp_path / 'whole', '--clips_per_shard', '2')
   encoded = []
   encode = shards.encode
@@ -56,9 +56,12 @@ def test_what_was_written_stays_and_a_half_shard_is_redone(
     return encode(source, i, settings)
 
   monkeypatch.setattr(shards, 'encode', stopped)
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(SystemExit, match='130'):
     convert(corpus, tmp_path / 'out', '--clips_per_shard', '2',
             '--threads', '1')
+  assert capsys.readouterr().err.endswith(
+      '\nInterrupted. Whole shards stay: the same command goes on behind '
+      'them.\n')
   names = sorted(content(tmp_path / 'out'))
   assert [name.split('-of-')[0] for name in names] == [
       'clips-00000', 'clips-00000', 'clips-00001', 'clips-00001',
@@ -75,6 +78,11 @@ def test_what_was_written_stays_and_a_half_shard_is_redone(
   convert(corpus, tmp_path / 'out', '--clips_per_shard', '2')
   assert sorted(encoded) == [0, 1, 4, 5, 6]
   assert content(tmp_path / 'out') == content(tmp_path / 'whole')
+  assert '1 of 4 shards were there.' in capsys.readouterr().err
+  encoded.clear()
+  convert(corpus, tmp_path / 'out', '--clips_per_shard', '2')
+  assert 'was there: nothing is written' in capsys.readouterr().err
+  assert not encoded
 
 
 @pytest.mark.parametrize('name', ['plan.json', 'index.json'])
@@ -88,7 +96,7 @@ def test_a_conversion_that_stopped_as_it_wrote_a_list_goes_on(
     replace(partial, path)
 
   monkeypatch.setattr(os, 'replace', stopped)
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(SystemExit, match='130'):
     convert(corpus, tmp_path / 'out')
   assert (tmp_path / 'out' / f'{name}.partial').exists()
   monkeypatch.setattr(os, 'replace', replace)

@@ -23,14 +23,18 @@ from audio_mae_jax.prepare import records
 from audio_mae_jax.prepare import report as report_lib
 
 _OTHERS = {'records': records.main, 'beam': beam.main}  # commands
+_INTERRUPTED = {  # what to do then
+    'records': 'Whole shards stay: the same command goes on behind them.',
+    'beam': 'The same command starts anew, unless its runner resumes it.'}
 
 
 def main(argv=None):
   argv = sys.argv[1:] if argv is None else argv
   cli.log_to_terminal()
-  with cli.telling():
-    if argv and argv[0] in _OTHERS:
-      _OTHERS[argv[0]](argv[1:])
+  name = argv[0] if argv else ''
+  with cli.telling(_INTERRUPTED.get(name, '')):
+    if name in _OTHERS:
+      _OTHERS[name](argv[1:])
     else:
       prepare(parser().parse_args(argv))
 

@@ -12,7 +12,9 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+import re
 
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import progress
@@ -25,6 +27,7 @@ from audio_mae_jax.prepare import levels
 from audio_mae_jax.prepare import report as report_lib
 from audio_mae_jax.prepare import shards
 
+_log = logging.getLogger(__name__)
 _PLAN = 'plan.json'
 _STAT_THREADS = 16  # looking at files waits for the disk, not for the core
 # Their level is not measured, where there are others.
@@ -39,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
   command.add_argument(
       '--root', default='', metavar='DIR', help='config.data.root')
   command.add_argument(
-      '--output', required=True, metavar='FOLDER', help='what to write')
+      '--output', required=True, metavar='FOLDER',
+      help='what to write; from the current folder, not from --root')
   command.add_argument(
       '--source', default='manifest', metavar='NAME',
       help=f'{", ".join(sources.SOURCES)} (default: manifest), with the '
@@ -55,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
   for field in dataclasses.fields(shards.Settings):
     command.add_argument(
         f'--{field.name}', default=field.default, type=type(field.default),
-        metavar='VALUE', help=f'of the records (default: {field.default})')
+        metavar='VALUE',
+        help=f'{shards.HELP[field.name]} (default: {field.default})')
   command.add_argument(
       '--clips', type=int, default=2000, metavar='N',
       help='clips to measure mean and std on; 0: all (default: 2000)')
@@ -74,18 +79,46 @@ def main(argv: list[str]):
     value = getattr(options, name)
     if value < 0:
       raise ValueError(f'--{name}={value}; it takes 0 or more.')
-  options.classes = tuple(options.classes)
-  chosen = _fields(config_lib.Source, options) | {'name': options.source}
-  source = sources.make(config_lib.Source(**chosen),
-                        config_lib.Data(root=options.root), 'records')
+  source = _source(options)
   output = _folder(options.output)
   with storage.alone(output):
     index = write(source, output, settings, options.clips,
                   options.threads or os.cpu_count() or 1)
   print(f'{output}: {index["source"]}, as {index["encoding"]}')
   print('\n'.join(report_lib.lines(index['report'])))
-  print('Train on it with:\n  --config.data.train.name=records '
-        f'--config.data.train.path={output} --config.data.train.labels_csv=')
+  print('Train on it with:\n  ' + ' '.join(_flags(output, index)))
+
+
+def _source(options):
+  """What is to be written; errors name the flags of this command."""
+  data = config_lib.Data(root=options.root)
+  place = os.path.join(
+      os.path.expanduser(options.root), os.path.expanduser(options.path))
+  if options.source == 'manifest' and options.path and os.path.isdir(place):
+    raise ValueError(
+        f'--path={options.path} is a folder, and --source manifest (the '
+        'default) reads a file. For the audio files in it give --source '
+        'folder.')
+  options.classes = tuple(options.classes)
+  chosen = _fields(config_lib.Source, options) | {'name': options.source}
+  try:
+    return sources.make(config_lib.Source(**chosen), data, 'records')
+  except (ValueError, FileNotFoundError) as error:
+    text = re.sub(r'\brecords\.name\b', '--source', str(error))
+    text = re.sub(r'\brecords\.(\w+)', r'--\1', text)
+    raise type(error)(text) from error
+
+
+def _flags(output, index):
+  """Of a recipe, to train on the folder `output`."""
+  flags = ['--config.data.train.name=records',
+           f'--config.data.train.path={output}',
+           '--config.data.train.labels_csv=']
+  splits = set(index['clips']['split'])
+  if 'train' not in splits:  # which recipes ask for
+    flags.append('--config.data.train.split='
+                 + ('' if splits == {''} else 'SPLIT'))
+  return flags
 
 
 def _fields(kind, options):
@@ -122,7 +155,9 @@ def write(source: files.Source, output: str, settings: shards.Settings,
   clips, _ = index_lib.distinct(source)
   plan = _plan(source, settings, count)
   index = _agreed(output, plan)
-  if 'shards' not in index:
+  if 'shards' in index:
+    _log.info('All of %s was there: nothing is written.', output)
+  else:
     written = _shards(source, clips, output, settings, num_threads)
     index = index_lib.make(source, settings, written, plan)
     index['report']['frontend'] = _level(output, index, count)
@@ -138,17 +173,19 @@ def _shards(source, clips, output, settings, num_threads):
   """What shards.write says of each, by name; makes those that there are not."""
   size = settings.clips_per_shard
   parts = [clips[i:i + size] for i in range(0, len(clips), size)]
-  written = {}
+  names = [f'clips-{k:05d}-of-{len(parts):05d}.array_record'
+           for k in range(len(parts))]
+  written = {name: shards.done(os.path.join(output, name)) for name in names}
+  if there := sum(map(bool, written.values())):
+    _log.info('%d of %d shards were there.', there, len(parts))
   with progress.clips(len(clips)) as bar:
-    for k, part in enumerate(parts):
-      name = f'clips-{k:05d}-of-{len(parts):05d}.array_record'
-      path = os.path.join(output, name)
-      written[name] = shards.done(path)
+    for name, part in zip(names, parts):
       if written[name]:
         bar.update(len(part))
       else:
         written[name] = shards.write(
-            path, source, part, settings, num_threads, bar)
+            os.path.join(output, name), source, part, settings, num_threads,
+            bar)
   return written
 
 

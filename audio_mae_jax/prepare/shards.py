@@ -91,6 +91,12 @@ ENCODERS = {
     'pcm16': lambda samples, rate_hz: samples.tobytes(),
     'flac': _flac,
 }
+HELP = {  # of each setting
+    'sample_rate_hz': 'that clips are resampled to',
+    'encoding': ', '.join(ENCODERS),
+    'channels': f'{", ".join(audio_io.CHANNELS)}: how they become one',
+    'resample': f'{", ".join(audio_io.RESAMPLERS)}',
+    'clips_per_shard': 'in a file'}
 
 
 def write(path: str, source: files.Source, clips: list[int],
