@@ -138,7 +138,9 @@ def _read(folder, module):
         told = dict(event.stats)
         # A TPU has the instruction as the name.
         written = re.match(r'%([\w.\-]+) = ', event.name)
-        name = told.get('hlo_op') or written and written[1]
+        # A GPU may name the loop around a kernel, too: loop::kernel.
+        name = told.get('hlo_op', '').split('::')[-1] or (
+            written and written[1])
         if name and told.get('hlo_module', module) == module and not told.get(
             'device_ordinal', 0):
           found.append((event.start_ns * 1e-9, event.end_ns * 1e-9, name))

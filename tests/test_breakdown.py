@@ -152,11 +152,13 @@ def event(name, start, end, **stats):
     ({'/host:CPU': [event('launch', 0, 9, hlo_op='x', hlo_module='jit_step')],
       '/device:GPU:0': [
           event('kernel_7', 1, 2, hlo_op='dot.7', hlo_module='jit_step'),
+          event('kernel_8', 2, 3, hlo_op='while.1::dot.8',
+                hlo_module='jit_step'),
           event('kernel_7', 3, 4, hlo_op='dot.7', hlo_module='jit_init'),
           event('Memcpy', 5, 6)],
       '/device:GPU:1': [
           event('kernel_7', 1, 2, hlo_op='y', hlo_module='jit_step')]},
-     [[(1, 2, 'dot.7')]]),
+     [[(1, 2, 'dot.7'), (2, 3, 'dot.8')]]),
     ({'/device:CUSTOM:Megascale Trace': [],
       '/device:TPU:0': [event('%fusion.1 = f32[8]{0} fusion(%p)', 1, 2)],
       '/device:TPU:0 SparseCore 0': []},
