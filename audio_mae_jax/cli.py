@@ -167,7 +167,13 @@ def _main(action, argv):
 
 def _interrupted(advice: str = ''):
   print(f'\nInterrupted.{advice and " "}{advice}', file=sys.stderr)
-  distributed.leave(128 + signal.SIGINT)
+  status = 128 + signal.SIGINT
+  if distributed.is_several():
+    distributed.leave(status)
+  # As Python ends, XLA crashes or hangs over what still computes.
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def end(error: Exception):

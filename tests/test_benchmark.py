@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -119,17 +121,35 @@ def test_flops_agree_with_what_xla_counts(decoder):
 
 def run(folder, *args):
   """The benchmark on one CPU device, whatever the tests themselves run on."""
+  process = start(folder, *args)
+  out, err = process.communicate()
+  return subprocess.CompletedProcess(
+      process.args, process.returncode, out, err)
+
+
+def start(folder, *args):
   (folder / 'tiny.py').write_text(RECIPE)
   root = pathlib.Path(__file__).parents[1]
-  return subprocess.run(
+  return subprocess.Popen(
       [sys.executable, '-m', 'audio_mae_jax.benchmark', '--config=tiny.py',
-       *args], cwd=folder, capture_output=True, text=True,
-      env=os.environ | {
+       *args], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      text=True, env=os.environ | {
           'PYTHONPATH': os.pathsep.join(
               [str(root), os.environ.get('PYTHONPATH', '')]),
           'JAX_PLATFORMS': 'cpu',
           # Code that is not optimised compiles in half the time.
           'XLA_FLAGS': '--xla_backend_optimization_level=0'})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('after_s', [12, 20])  # compiling, or in steps
+def test_an_interrupt_ends_it_in_a_line(after_s, tmp_path):
+  process = start(tmp_path, '--part=step', '--steps=1000000')
+  time.sleep(after_s)
+  process.send_signal(signal.SIGINT)
+  out, err = process.communicate(timeout=60)
+  assert (process.returncode, out) == (130, '')
+  assert err.endswith('\nInterrupted.\n') and 'Traceback' not in err
 
 
 def test_the_peak_of_memory_is_of_this_process_alone():

@@ -1,8 +1,10 @@
 """`python -m audio_mae_jax.embed`: files, resumption, bad audio, search."""
 
 import json
+import os
 import pathlib
 import re
+import sys
 
 import embedding
 from embedding import HZ
@@ -165,6 +167,7 @@ def test_a_run_that_ends_early_leaves_what_it_has_done(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
+    patched.setattr(os, '_exit', sys.exit)
     patched.setattr(engine, 'embed_all', interrupted)
     with pytest.raises(SystemExit, match='130'):
       embed(clips, '--output', path)

@@ -55,6 +55,7 @@ def test_what_was_written_stays_and_a_half_shard_is_redone(
       raise KeyboardInterrupt
     return encode(source, i, settings)
 
+  monkeypatch.setattr(os, '_exit', sys.exit)
   monkeypatch.setattr(shards, 'encode', stopped)
   with pytest.raises(SystemExit, match='130'):
     convert(corpus, tmp_path / 'out', '--clips_per_shard', '2',
@@ -95,6 +96,7 @@ def test_a_conversion_that_stopped_as_it_wrote_a_list_goes_on(
       raise KeyboardInterrupt
     replace(partial, path)
 
+  monkeypatch.setattr(os, '_exit', sys.exit)
   monkeypatch.setattr(os, 'replace', stopped)
   with pytest.raises(SystemExit, match='130'):
     convert(corpus, tmp_path / 'out')
