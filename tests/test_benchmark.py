@@ -15,6 +15,7 @@ import pytest
 import tiny
 
 from audio_mae_jax import benchmark
+from audio_mae_jax import benchmark_table
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import measure
 from audio_mae_jax import step
@@ -227,6 +228,16 @@ def test_an_error_of_the_users_is_one_message(tmp_path):
   assert done.returncode == 1
   assert 'error: --part=input --input=resident measures nothing' in done.stderr
   assert 'Traceback' not in done.stderr
+  done = run(tmp_path, '--part=step', '--compile_for=host')
+  assert done.returncode == 1
+  assert '--part=step runs on devices' in done.stderr
+
+
+def test_a_part_has_a_file_of_its_own(tmp_path):
+  done = run(tmp_path, '--part=input', '--steps=1', '--warmup=1')
+  assert not done.returncode, done.stderr
+  assert set(strict((tmp_path / 'benchmark_tiny_input.json').read_text())) > {
+      'input'}
 
 
 def small(**data):
@@ -244,7 +255,7 @@ def test_the_pipeline_alone_is_measured_on_real_clips():
       measure.Options(steps=2, warmup=1, input='real', part='input'))
   assert 'demo' in x['setup']['source'] and x['input']['clips_per_s'] > 0
   assert not {'step', 'start', 'throughput', 'fed'} & set(x)
-  assert 'input alone' in benchmark.table(x)
+  assert 'input alone' in benchmark_table.table(x)
 
 
 @pytest.mark.parametrize('options, message', [
@@ -253,6 +264,8 @@ def test_the_pipeline_alone_is_measured_on_real_clips():
     (dict(input='reel'), "--input='reel' is not known. Did you mean 'real'?"),
     (dict(part='steps'), "--part='steps' is not known. Did you mean 'step'?"),
     (dict(part='input', input='resident'), 'measures nothing'),
+    (dict(part='embed', input='real'), 'reads no data'),
+    (dict(part='breakdown', input='real'), 'reads no data'),
 ])
 def test_options_that_measure_nothing_are_refused(options, message):
   with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ import pytest
 import recipes
 import tiny
 
-from audio_mae_jax import benchmark
+from audio_mae_jax import benchmark_table
 from audio_mae_jax import compile_for
 from audio_mae_jax import config as config_lib
 from audio_mae_jax import flops
@@ -50,7 +50,7 @@ def test_the_step_is_compiled_for_the_devices_of_this_host(monkeypatch):
   assert 0.5 * parameters < moved['all-reduce']['bytes'] < 1.1 * parameters
   assert memory['argument_bytes'] < 3 * parameters / 2
   assert x['compiled']['cycles'] is None and 'projection' not in x
-  text = benchmark.table(x)
+  text = benchmark_table.table(x)
   assert 'memory a device' in text and 'all-reduce' in text
 
 
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_a_result_that_says_by_how_much(
   assert not x['fits'] and 'compiled' not in x
   assert x['memory']['total_bytes'] == pytest.approx(27.79 * 2**30)
   assert x['memory']['device_bytes'] == pytest.approx(15.75 * 2**30)
-  text = benchmark.table(x)
+  text = benchmark_table.table(x)
   assert 'DOES NOT FIT: 27.79 GiB of 15.75 GiB' in text
   assert '--config.model.remat=dots' in text and '--config.mesh.fsdp' in text
 
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_a_result_that_says_by_how_much(
 def test_what_adds_up_to_more_than_there_is_is_told(total, fits):
   sizes = {f'{name}_bytes': 2**30 for name in (
       'temp', 'argument', 'output', 'alias', 'code')}
-  text = benchmark.table({'memory': sizes | {
+  text = benchmark_table.table({'memory': sizes | {
       'total_bytes': total * 2**30, 'device_bytes': 16 * 2**30},
       'recipe': 'r', 'task': 't', 'flops_per_clip': {'step': 1.0},
       'setup': {'devices': 1, 'device': 'd', 'mesh': {}, 'processes': 1,

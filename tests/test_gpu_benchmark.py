@@ -39,15 +39,17 @@ def change(path, part):
   path.write_text(json.dumps(json.loads(path.read_text()) | part))
 
 
-def test_parts_that_a_file_has_are_not_measured_again(measured):
+def test_parts_that_a_file_has_are_not_measured_again(measured, capsys):
   run, path, asked = measured
   run('--parts', 'memory', 'pretrain')
   assert asked == ['pretrain', 'memory']  # always in the same order
   run()
   assert asked[2:] == ['finetune', 'input', 'torch pretrain']
   asked.clear()
+  assert 'Nothing was measured' not in capsys.readouterr().out
   run()
   assert not asked
+  assert 'Nothing was measured' in capsys.readouterr().out
   assert set(json.loads(path.read_text())) == {
       'identity', 'machine', 'memory', *gpu.PARTS}
 

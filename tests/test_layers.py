@@ -33,7 +33,7 @@ FLOORS = [
     ['cli', 'measure', 'compile_for', 'convert', 'export', 'prepare',
      'reconstruct'],
     ['embed'],
-    ['main', 'benchmark', 'hear', 'xares_encoder'],
+    ['main', 'benchmark', 'benchmark_table', 'hear', 'xares_encoder'],
 ]
 
 

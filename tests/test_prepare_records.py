@@ -136,6 +136,10 @@ def test_errors_and_flags_are_those_of_the_command(corpus, tmp_path, capsys):
     with pytest.raises(SystemExit):
       run(*options)
     assert told in capsys.readouterr().err
+  (corpus / 'binary.csv').write_bytes(b'\xff\xfe')  # an error with more parts
+  with pytest.raises(SystemExit):
+    run('--path', 'binary.csv')
+  assert "error: 'utf-8' codec" in capsys.readouterr().err
   # Recipes ask for a split, and a folder has none.
   run('--source', 'folder', '--path', '.')
   assert '--config.data.train.split=\n' in capsys.readouterr().out

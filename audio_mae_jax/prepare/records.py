@@ -92,21 +92,22 @@ def main(argv: list[str]):
 def _source(options):
   """What is to be written; errors name the flags of this command."""
   data = config_lib.Data(root=options.root)
-  place = os.path.join(
-      os.path.expanduser(options.root), os.path.expanduser(options.path))
-  if options.source == 'manifest' and options.path and os.path.isdir(place):
-    raise ValueError(
-        f'--path={options.path} is a folder, and --source manifest (the '
-        'default) reads a file. For the audio files in it give --source '
-        'folder.')
   options.classes = tuple(options.classes)
   chosen = _fields(config_lib.Source, options) | {'name': options.source}
   try:
+    if options.source == 'manifest' and os.path.isdir(
+        files.resolve(data, options.path, '--path', 'the manifest')):
+      raise ValueError(
+          f'--path={options.path} is a folder, and --source manifest (the '
+          'default) reads a file. For the audio files in it give --source '
+          'folder.')
     return sources.make(config_lib.Source(**chosen), data, 'records')
   except (ValueError, FileNotFoundError) as error:
     text = re.sub(r'\brecords\.name\b', '--source', str(error))
     text = re.sub(r'\brecords\.(\w+)', r'--\1', text)
-    raise type(error)(text) from error
+    # Not of its own kind: some want more than a text.
+    kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+    raise kind(text) from error
 
 
 def _flags(output, index):
